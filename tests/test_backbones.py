@@ -1,0 +1,324 @@
+"""Every net of the catalogue, its preprocessing and stages; where weights come from and what is said when not."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import socket
+import time
+from pathlib import Path
+from types import ModuleType
+
+import keras
+import numpy as np
+import pytest
+
+from tlkeras import backbones
+from tlkeras.backbones import (
+    CATALOGUE,
+    Backbone,
+    WeightsNotFoundError,
+    list_backbones,
+    load_backbone,
+    stage_model,
+    weights_in_reach,
+)
+
+SHARED = Path(__file__).parents[2] / "shared" / "keras_home"
+needs_weights = pytest.mark.skipif(not SHARED.is_dir(), reason="genuine ImageNet weights are not on this machine")
+# More than 60 million weights, or seconds to build (the first EfficientNets are built twice: `_fix_normalization`).
+SLOW = {name for name, entry in CATALOGUE.items() if entry.num_weights > 60e6} | {
+    *("EfficientNetB3", "EfficientNetB4", "EfficientNetB5", "EfficientNetB6", "EfficientNetV2M"),
+    *("DenseNet201", "InceptionResNetV2", "ResNet152", "ResNet152V2"),
+}
+TORCH = ("EfficientNetB", "EfficientNetV2B", "ConvNeXt")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CATALOGUE])
+def net(request) -> Backbone:
+    """One build of each net, shared by the tests below: pytest runs them net by net."""
+    return load_backbone(request.param, weights=None, image_size=CATALOGUE[request.param].min_size)
+
+
+@pytest.fixture
+def small() -> Backbone:
+    return load_backbone(weights=None, image_size=32, alpha=0.35)
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path) -> Path:
+    """No network and an empty Keras cache; its folder for weights."""
+
+    def refuse(*args, **kwargs):
+        raise OSError("the network is cut")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models"
+
+
+def pictures(size: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).uniform(0, 255, (2, size, size, channels)).astype("float32")
+
+
+def own_module(name: str) -> ModuleType:
+    if name.startswith("MobileNetV3"):
+        return keras.applications.mobilenet_v3
+    modules = [module for module in vars(keras.applications).values() if isinstance(module, ModuleType)]
+    return next(module for module in modules if hasattr(module, name) and hasattr(module, "preprocess_input"))
+
+
+def reaches_input_without(model: keras.Model, stage: str) -> bool:
+    """Walk from the output towards the input, never through the stage's tensor."""
+    barrier, seen, todo = id(model.get_layer(stage).output), set(), [model.output]
+    while todo:
+        tensor = todo.pop()
+        if id(tensor) == barrier or id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        operation, node, _ = tensor._keras_history
+        inputs = operation._inbound_nodes[node].input_tensors
+        if not inputs:
+            return True
+        todo += inputs
+    return False
+
+
+# --- every net of the catalogue --------------------------------------------------------------------------------------
+
+
+def test_catalogue_holds_every_classifier_of_keras_applications():
+    assert list_backbones() == [name for name in dir(keras.applications) if name[0].isupper()]
+    assert len(list_backbones()) == 40
+
+
+def test_net_has_the_weights_that_the_catalogue_says(net):
+    entry = CATALOGUE[net.name]
+    assert net.model.count_params() == entry.num_weights
+    layers = net.model._flatten_layers()
+    assert any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers) == entry.batch_norm
+
+
+def test_preprocessing_is_that_of_keras(net):
+    size, entry, picture = net.image_size, CATALOGUE[net.name], pictures(net.image_size)
+    expected = own_module(net.name).preprocess_input(picture.copy())
+    kinds = (keras.layers.Rescaling, keras.layers.Normalization)
+    scaling = [layer for layer in net.model.layers if isinstance(layer, kinds) and layer.output.shape[-1] == 3][-1]
+    if entry.preprocessing == "none":  # Keras's function passes pictures on: the net itself holds the scaling
+        assert np.array_equal(expected, picture)
+        if net.name.startswith(TORCH):
+            expected = keras.applications.imagenet_utils.preprocess_input(picture.copy(), mode="torch")
+        else:
+            expected = picture / (128 if net.name.startswith("EfficientNetV2") else 127.5) - 1
+    got = keras.Model(net.model.input, scaling.output)(picture)
+    assert got.shape == (2, size, size, 3)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4 if entry.preprocessing == "caffe" else 1e-5)
+
+
+def test_every_stage_cuts_the_graph_in_two(net):
+    for stage in net.stages:
+        assert not reaches_input_without(net.model, stage), stage
+    assert reaches_input_without(net.model, "image") is False
+    assert net.model.get_layer(net.stages[-1]).output is net.model.output
+
+
+def test_stages_are_in_order_with_weights_between_them(net):
+    names = [layer.name for layer in net.model.layers]
+    places = [0, *(names.index(stage) for stage in net.stages)]
+    assert places == sorted(set(places))
+    for start, end in zip(places, places[1:], strict=False):
+        assert any(layer.weights for layer in net.model.layers[start + 1 : end + 1]), names[end]
+    # NASNet's cells read the two cells before them: between its stem and its end nothing cuts it
+    assert len(net.stages) == 2 if net.name.startswith("NASNet") else 5 <= len(net.stages) <= 7
+
+
+def test_net_maps_raw_pictures_to_features(net):
+    assert net.model.input_shape == (None, net.image_size, net.image_size, 3)
+    assert net.model.output_shape[-1] == net.num_features
+    nested = [layer for layer in net.model.layers if isinstance(layer, keras.Model)]  # ConvNeXt: pairs of layers
+    assert all(isinstance(layer, keras.Sequential) and net.name.startswith("ConvNeXt") for layer in nested)
+
+
+# --- one net, closely ------------------------------------------------------------------------------------------------
+
+
+def test_the_graph_walk_sees_a_way_round(small):
+    assert reaches_input_without(small.model, "block_2_project_BN")
+
+
+@pytest.mark.parametrize("name", ["MobileNetV3Small", "Xception", "ConvNeXtTiny"])
+def test_two_nets_in_one_process_have_the_same_layer_names(name):
+    first, second = (load_backbone(name, weights=None, image_size=size) for size in (75, 96))
+    assert [layer.name for layer in first.model.layers] == [layer.name for layer in second.model.layers]
+
+
+@pytest.mark.parametrize("alpha", [0.35, 1.4])
+def test_stages_do_not_depend_on_width_or_size(alpha):
+    backbone = load_backbone(weights=None, image_size=64, alpha=alpha)
+    assert backbone.alpha == alpha
+    assert all(not reaches_input_without(backbone.model, stage) for stage in backbone.stages)
+    assert backbone.model.count_params() == CATALOGUE["MobileNetV2"].widths[alpha].num_weights
+
+
+@pytest.mark.parametrize("name", ["VGG16", "EfficientNetB0", "ConvNeXtTiny"])
+def test_saved_or_cloned_net_gives_the_same_features(name, tmp_path):
+    backbone = load_backbone(name, weights=None, image_size=32)
+    backbone.model.save(tmp_path / "net.keras")
+    loaded = keras.models.load_model(tmp_path / "net.keras")  # safe mode is the default
+    clone = keras.models.clone_model(backbone.model)
+    clone.set_weights(backbone.model.get_weights())
+    for copy in (loaded, clone):
+        np.testing.assert_array_equal(copy(pictures(32)), backbone.model(pictures(32)))
+
+
+def test_grey_pictures_give_what_three_equal_channels_give(small):
+    grey = load_backbone(weights=None, image_size=32, alpha=0.35, channels=1)
+    grey.model.set_weights(small.model.get_weights())
+    picture = pictures(32, channels=1)
+    np.testing.assert_allclose(grey.model(picture), small.model(np.repeat(picture, 3, axis=-1)), atol=1e-6)
+
+
+def test_stage_model_gives_one_map_per_stage_in_the_order_asked_for(small):
+    assert len(stage_model(small).outputs) == len(small.stages) == 7
+    late, early = stage_model(small, ["block_12_add", "block_2_add"])(pictures(32))
+    assert late.shape[1] == 2 and early.shape[1] == 8
+    with pytest.raises(ValueError, match="block_5_add"):
+        stage_model(small, ["block_99_add"])
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "mobilenetv2"}, "did you mean MobileNetV2"),
+        ({"name": "Transformer"}, "list_backbones"),
+        ({"name": "Xception", "image_size": 64}, "at least 71 pixels"),
+        ({"name": "ResNet50", "alpha": 0.5}, "no width.*MobileNetV2"),
+        ({"alpha": 0.6}, "0.35, 0.5, 0.75"),
+        ({"alpha": -1, "weights": None}, "above 0"),
+        ({"channels": 4}, "3 .RGB. or 1"),
+        ({"name": "ResNet50", "weights": "embedded"}, "for MobileNetV2 at alpha 0.35"),
+    ],
+)
+def test_wrong_arguments_are_refused_with_the_way_on(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_backbone(**arguments)
+
+
+# --- where weights come from -----------------------------------------------------------------------------------------
+
+
+@needs_weights
+@pytest.mark.parametrize(("name", "alpha"), [("MobileNetV2", 0.35), ("MobileNet", 0.25)])
+def test_imagenet_weights_give_what_keras_gives(name, alpha, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(SHARED))
+    backbone = load_backbone(name, alpha=alpha)
+    own = getattr(keras.applications, name)(
+        alpha=alpha, include_top=False, weights=str(weights_in_reach(name, alpha)), input_shape=(224, 224, 3)
+    )
+    expected = own.predict(own_module(name).preprocess_input(pictures(224)), verbose=0)
+    difference = np.abs(backbone.model.predict(pictures(224), verbose=0) - expected).max()
+    assert difference < 1e-5 * np.abs(expected).max() and np.abs(expected).max() > 1
+
+
+@needs_weights
+def test_imagenet_weights_serve_another_image_size(offline, caplog):
+    shutil.copy(next((SHARED / "models").glob("*v2*0.35*no_top*")), offline)
+    backbone = load_backbone(alpha=0.35, image_size=160)
+    assert backbone.model.output_shape == (None, 5, 5, 1280)
+    assert "another image size" in caplog.text
+
+
+@needs_weights
+def test_a_file_tells_its_own_width():
+    path = next((SHARED / "models").glob("*v2*0.35*no_top*"))
+    backbone = load_backbone(weights=path, image_size=96)
+    assert backbone.alpha == 0.35 and backbone.weights == str(path)
+
+
+def test_without_network_the_error_says_what_where_and_what_next(offline, capsys):
+    began = time.perf_counter()
+    with pytest.raises(WeightsNotFoundError) as raised:
+        load_backbone("ResNet50", image_size=32)
+    text = str(raised.value)
+    assert "https://storage.googleapis.com/" in text and "the network is cut" in text
+    assert str(offline / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5") in text
+    assert 'weights="embedded"' in text and "weights=PATH" in text and "KERAS_HOME" in text
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None
+    assert capsys.readouterr().out == "" and time.perf_counter() - began < 5
+
+
+def test_a_name_server_that_never_answers_does_not_hang(offline, monkeypatch):
+    monkeypatch.setattr(backbones, "_PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: time.sleep(2))
+    began = time.perf_counter()
+    with pytest.raises(WeightsNotFoundError, match="no answer in 0.2 seconds"):
+        load_backbone("ResNet50", image_size=32)
+    assert time.perf_counter() - began < 1.5
+
+
+def embedded_file(path: Path, backbone: Backbone) -> Path:
+    variables = backbone.model.weights
+    arrays = {f"{k:03d} {v.path}": v.numpy().astype("float16") for k, v in enumerate(variables)}
+    np.savez(path, **arrays)
+    return path
+
+
+def test_embedded_weights_come_back_in_order(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "EMBEDDED_FILE", embedded_file(tmp_path / "embedded.npz", small))
+    backbone = load_backbone(weights="embedded", image_size=32)
+    assert (backbone.weights, backbone.alpha) == ("embedded", 0.35)
+    for got, expected in zip(backbone.model.get_weights(), small.model.get_weights(), strict=True):
+        assert got.dtype == "float32" and np.array_equal(got, expected.astype("float16"))
+
+
+def test_auto_takes_the_embedded_weights_offline_and_says_so_in_one_line(small, offline, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(backbones, "EMBEDDED_FILE", embedded_file(tmp_path / "embedded.npz", small))
+    with caplog.at_level(logging.INFO, "tlkeras"):
+        backbone = load_backbone("ResNet50", weights="auto", image_size=32)
+    assert (backbone.name, backbone.weights) == ("MobileNetV2", "embedded")
+    assert len(caplog.messages) == 1 and "ResNet50" in caplog.text and "embedded" in caplog.text
+
+
+@needs_weights
+def test_auto_takes_the_width_that_is_in_the_cache(offline, caplog):
+    shutil.copy(next((SHARED / "models").glob("*v2*0.35*no_top*")), offline)
+    backbone = load_backbone(weights="auto")
+    assert (backbone.weights, backbone.alpha) == ("imagenet", 0.35)
+    assert "alpha 0.35" in caplog.text
+    assert weights_in_reach("MobileNetV2") is None and weights_in_reach("MobileNetV2", 0.35).parent == offline
+
+
+def test_missing_embedded_weights_are_said_to_be_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "EMBEDDED_FILE", tmp_path / "embedded.npz")
+    with pytest.raises(WeightsNotFoundError, match=r"embedded\.npz"):
+        load_backbone(weights="embedded", image_size=32)
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".npz", ".keras"])
+def test_a_file_of_another_net_is_refused_with_file_net_and_counts(suffix, small, tmp_path):
+    path = tmp_path / f"other{suffix}"
+    if suffix == ".npz":
+        embedded_file(path, small)
+    else:
+        (small.model.save_weights if suffix == ".weights.h5" else small.model.save)(path)
+    with pytest.raises(ValueError) as raised:
+        load_backbone("MobileNet", weights=path, image_size=32, alpha=0.25)
+    for part in (str(path), "MobileNet at alpha 0.25", "410,208", "218,544"):
+        assert part in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["damaged.h5", "damaged.npz", "damaged.keras", "damaged.txt"])
+def test_a_damaged_file_is_named(name, tmp_path):
+    (tmp_path / name).write_bytes(b"<html>404</html>")
+    with pytest.raises(ValueError, match=f"{name} cannot be read as weights"):
+        load_backbone(weights=tmp_path / name, image_size=32)
+
+
+def test_no_such_file_names_the_choices():
+    with pytest.raises(WeightsNotFoundError, match='"imagenet", "embedded", "auto"'):
+        load_backbone(weights="imagnet", image_size=32)

@@ -1,0 +1,5 @@
+"""`python -m tlkeras`."""
+
+from tlkeras.cli import main
+
+main()

@@ -1,0 +1,193 @@
+"""The command line: demo, fit, predict, doctor."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(
+    name="tlkeras",
+    help="Image transfer learning with Keras: a folder of pictures in, an honest classifier out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Strategy = Literal["probe", "head", "fine-tune"]
+
+
+def main() -> None:
+    """Run the command line; exit status 0, 1 for the user's error in one line, 2 for usage, 130 for Ctrl-C."""
+    _quiet_tensorflow()
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("TLKERAS_DEBUG"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def fit(
+    folder: Annotated[
+        Path, typer.Argument(help="Class folders, or train/ with val/ and perhaps test/ of class folders.")
+    ],
+    out: Annotated[Path, typer.Option(help="The run: model, metrics, figures. Made whole or not at all.")],
+    backbone: Annotated[str, typer.Option(help="A name from keras.applications.")] = "MobileNetV2",
+    weights: Annotated[str, typer.Option(help="auto, imagenet, embedded, random, or a file.")] = "auto",
+    alpha: Annotated[float | None, typer.Option(help="Width of a MobileNet.")] = None,
+    strategy: Annotated[Strategy, typer.Option(help="What to train.")] = "fine-tune",
+    image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
+    batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the split, the head and the augmentation.")] = 0,
+    groups: Annotated[
+        str | None,
+        typer.Option(help=r"Regular expression on the path; pictures of one group stay together: '(person\d+)'."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
+) -> None:
+    """Train a classifier on a folder of pictures. After a kill the same command goes on where it was."""
+    from tlkeras.runs import fit_folder
+
+    _talk()
+    arguments = {
+        "folder": str(folder.resolve()), "backbone": backbone, "weights": weights, "alpha": alpha, "strategy": strategy,
+        "image_size": image_size, "batch_size": batch_size, "seed": seed, "groups": groups,
+    }  # fmt: skip
+    metrics = fit_folder(arguments, out, overwrite=overwrite)
+    for split in ("validation", "test"):
+        if metrics[split]:
+            accuracy, balanced = metrics[split]["accuracy"], metrics[split]["balanced_accuracy"]
+            print(f"{split:>10}: accuracy {_percent(accuracy)}, balanced accuracy {_percent(balanced)}")
+    print(f"{out}: model, metrics.json, history.csv, split.csv and figures, after {metrics['seconds']['total']:.0f} s")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="What fit --out made.")],
+    pictures: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects instead of a table.")] = False,
+) -> None:
+    """Predict the class of pictures."""
+    from tlkeras.artifact import load_artifact
+    from tlkeras.runs import MODEL_FOLDER
+
+    _talk()
+    artifact = load_artifact(run / MODEL_FOLDER if (run / MODEL_FOLDER).is_dir() else run)
+    rows, broken = [], []
+    from tlkeras.scan import PictureError, decode_picture
+
+    readable, arrays = [], []
+    for path in pictures:
+        try:
+            arrays.append(decode_picture(path, artifact.image_size))
+            readable.append(path)
+        except PictureError as error:
+            broken.append(f"{path}: {error.reason}")
+    if arrays:
+        for path, row in zip(readable, artifact.predict(arrays).probabilities, strict=True):
+            by_class = {name: float(p) for name, p in zip(artifact.class_names, row, strict=True)}
+            rows.append({"path": str(path), "label": max(by_class, key=by_class.get), "probabilities": by_class})
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    elif rows:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("picture", "class", "probability", "next")
+        for row in rows:
+            ranked = sorted(row["probabilities"].items(), key=lambda item: -item[1])
+            runner_up = f"{ranked[1][0]} {ranked[1][1]:.1%}" if len(ranked) > 1 else ""
+            table.add_row(row["path"], ranked[0][0], f"{ranked[0][1]:.1%}", runner_up)
+        Console().print(table)
+    if broken:
+        raise ValueError(f"{len(broken)} of {len(pictures)} pictures cannot be used: {'; '.join(broken)}")
+
+
+@app.command()
+def demo(seed: Annotated[int, typer.Option(help="Of the heads and of the network from scratch.")] = 0) -> None:
+    """Show transfer against training from scratch, in about a minute and without a network."""
+    from tlkeras.runs import run_demo
+
+    _talk()
+    run_demo(seed)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, which devices and weights are in reach, and what to do about the rest."""
+    from tlkeras.runs import examine
+
+    _talk()
+    problems = 0
+    for name, finding, advice in examine():
+        print(f"{name:<22} {finding}")
+        if advice:
+            problems += 1
+            print(f"{'':<22} -> {advice}")
+    print("ready" if not problems else f"ready, with {problems} things to know")
+
+
+def _percent(interval: dict) -> str:
+    return f"{interval['value']:.1%} ({interval['low']:.1%} to {interval['high']:.1%})"
+
+
+def _talk() -> None:
+    """Print what the library logs; warnings of third parties stay out of the way."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("tlkeras")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel("INFO")
+    logging.getLogger("tensorflow").setLevel("ERROR")
+    warnings.filterwarnings("ignore")
+
+
+def _quiet_tensorflow() -> None:
+    """Import TensorFlow with its start-up lines kept back; they are shown if the import fails."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if (
+        os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow"
+        or {"--help", "-h"} & set(sys.argv)
+        or not sys.argv[1:]
+    ):
+        return
+    with _captured_stderr() as read:
+        try:
+            import tensorflow  # noqa: F401
+
+            tensorflow.config.list_physical_devices()
+        except BaseException:
+            sys.__stderr__.write(read())
+            raise
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator:
+    # TensorFlow's C++ side writes to the descriptor itself, before its own log level is read.
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+
+            def read() -> str:
+                os.dup2(kept, 2)
+                sink.seek(0)
+                return sink.read().decode(errors="replace")
+
+            yield read
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

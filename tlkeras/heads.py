@@ -1,0 +1,251 @@
+"""Heads, and the classifier that joins one to a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import keras
+
+from tlkeras.backbones import Backbone
+
+TASKS = ("classification", "binary", "multi-label", "regression")
+AUGMENTATION = "augmentation"  # name of the layer that stands first in every model
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What `build_classifier` knows of a model and `freeze`, `train_head` and `fine_tune` need; `model.transfer`.
+
+    Attributes:
+        backbone: Name in the catalogue.
+        weights: Where the backbone's weights came from.
+        image_size: Height and width in pixels of the pictures.
+        stages: Names of the backbone's cut points that this model holds, first to last.
+        backbone_layers: Names of all pretrained layers, in the order of the graph.
+        head_layers: Names of the layers of the head; the first takes the backbone's feature map.
+        task: One of "classification", "binary", "multi-label", "regression".
+        alpha: Width of the backbone, where it has one.
+    """
+
+    backbone: str
+    weights: str
+    image_size: int
+    stages: tuple[str, ...]
+    backbone_layers: tuple[str, ...]
+    head_layers: tuple[str, ...]
+    task: str = "classification"
+    alpha: float | None = None
+
+    def to_dict(self) -> dict:
+        """Get a dictionary that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Transfer:
+        """Get the `Transfer` back from `to_dict`'s result, lists turned into tuples again."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def build_head(
+    num_outputs: int, *, hidden: Sequence[int] = (), dropout: float = 0.2, pooling: str = "avg"
+) -> keras.Sequential:
+    """Get a head: pooling over the feature map, hidden layers if any, dropout, and a dense layer of logits.
+
+    The default, a linear classifier on averaged features, is right for most small sets. A hidden layer helps
+    where there are thousands of pictures and overfits where there are hundreds.
+
+    Args:
+        num_outputs: Classes, labels or values to predict.
+        hidden: Units of each ReLU layer between pooling and logits, for example `(256,)`.
+        dropout: Share of the features dropped while training, in [0, 1).
+        pooling: "avg", "max", or "flatten" (as VGG16 and AlexNet have it: many weights, one image size only).
+
+    Returns:
+        A `keras.Sequential` from (batch, height, width, channels) to logits (batch, num_outputs), without a
+        softmax: losses are told so, and `evaluation.predict` applies it.
+
+    Raises:
+        ValueError: If a count is below 1, dropout outside [0, 1) or pooling unknown.
+
+    Examples:
+    >>> [layer.name for layer in build_head(3, hidden=(64,)).layers]
+    ['pool', 'hidden_1', 'dropout', 'logits']
+    """
+    for name, value in [("num_outputs", num_outputs), *(("hidden", units) for units in hidden)]:
+        if int(value) != value or value < 1:
+            raise ValueError(f"{name} must be whole and at least 1, got {value!r}.")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is a share in [0, 1), got {dropout!r}.")
+    pools = {
+        "avg": keras.layers.GlobalAveragePooling2D,
+        "max": keras.layers.GlobalMaxPooling2D,
+        "flatten": keras.layers.Flatten,
+    }
+    if pooling not in pools:
+        raise ValueError(f"pooling must be one of {', '.join(map(repr, pools))}, got {pooling!r}.")
+    layers = [pools[pooling](name="pool")]
+    layers += [keras.layers.Dense(units, activation="relu", name=f"hidden_{k + 1}") for k, units in enumerate(hidden)]
+    layers += [keras.layers.Dropout(dropout, name="dropout")] if dropout else []
+    # Logits stay float32 under mixed precision: a float16 softmax loses small probabilities.
+    return keras.Sequential(
+        [*layers, keras.layers.Dense(int(num_outputs), dtype="float32", name="logits")], name="head"
+    )
+
+
+def build_classifier(
+    backbone: Backbone,
+    num_classes: int,
+    *,
+    task: str = "classification",
+    head: keras.Layer | None = None,
+    stage: str | int | None = None,
+    augmentation: keras.Layer | None = None,
+) -> keras.Model:
+    """Get a model from raw pictures to logits: a copy of the backbone, frozen, and a new head.
+
+    The graph is flat, so `model.get_layer("block_12_add")` works and so does Grad-CAM. It is a copy: train it
+    as you like, `backbone` stays as it was loaded and the next classifier starts from the same weights.
+    Dropout and stochastic depth inside the backbone are switched off, because a layer that is frozen does
+    not stop dropping in `fit`; batch norm is in inference mode and stays so (see `freezing`).
+
+    Args:
+        backbone: From `load_backbone`.
+        num_classes: Classes; labels of a multi-label task; values of a regression. Ignored for "binary".
+        task: "classification" (integer labels), "binary" (labels 0 or 1, one logit), "multi-label" (0/1
+            matrix) or "regression" (floats).
+        head: Any layer from the feature map to (batch, outputs). Default: `build_head(num_classes)`.
+        stage: Where the head sits: a name from `backbone.stages`, or an index into it (-2 is the last but
+            one). Default: the last. Layers above it are left out.
+        augmentation: A layer applied to the raw pictures in training only, such as `light_augmentation()`.
+
+    Returns:
+        A `keras.Model`, not compiled, from (batch, height, width, 3) in [0, 255] to logits, with
+        `model.transfer` set. The backbone's layers are frozen.
+
+    Raises:
+        ValueError: If the task or the stage is unknown or `num_classes` does not fit the task.
+    """
+    from tlkeras.freezing import freeze
+
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(map(repr, TASKS))}, got {task!r}.")
+    if task == "classification" and num_classes < 2:
+        raise ValueError(f"A classification needs 2 or more classes, got {num_classes}. Is it task='binary'?")
+    num_outputs = 1 if task == "binary" else num_classes
+    stages = _stages_up_to(backbone, stage)
+    copy = copy_graph(backbone.model, augmentation=augmentation)
+    inputs, features = copy.inputs[0], copy.get_layer(stages[-1]).output
+    head = build_head(num_outputs) if head is None else head
+    steps = head.layers if isinstance(head, keras.Sequential) else [head]
+    outputs = features
+    for layer in steps:
+        outputs = layer(outputs)
+    if outputs.shape[-1] != num_outputs:
+        raise ValueError(f"The head gives {outputs.shape[-1]} outputs; task {task!r} wants {num_outputs}.")
+    model = keras.Model(inputs, outputs, name=f"{backbone.name}_classifier")
+    kept = {id(layer) for layer in keras.Model(inputs, features).layers}
+    model.transfer = Transfer(
+        backbone=backbone.name,
+        weights=backbone.weights,
+        image_size=backbone.image_size,
+        stages=stages,
+        backbone_layers=tuple(
+            layer.name
+            for layer in model.layers
+            if id(layer) in kept and layer.name != AUGMENTATION and not isinstance(layer, keras.layers.InputLayer)
+        ),
+        head_layers=tuple(layer.name for layer in steps),
+        task=task,
+        alpha=backbone.alpha,
+    )
+    freeze(model)
+    return model
+
+
+def copy_graph(model: keras.Model, *, augmentation: keras.Layer | None = None) -> keras.Model:
+    """Get an independent copy of a flat model with the same weights and another augmentation in front.
+
+    Built for the dtype policy in force, so `keras.config.set_dtype_policy("mixed_float16")` before
+    `build_classifier` is all that mixed precision takes.
+
+    Args:
+        model: A flat functional model whose first layer is named "augmentation".
+        augmentation: Takes that layer's place; None leaves the pictures as they are.
+
+    Returns:
+        The copy, with dropout switched off in every layer that had it.
+    """
+    policy = keras.config.dtype_policy().name
+
+    def clone(layer: keras.Layer) -> keras.Layer:
+        if layer.name == AUGMENTATION:
+            layers = [] if augmentation is None else [augmentation]
+            return Augmentation(layers, name=AUGMENTATION)
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.Dropout):
+            config["rate"] = 0.0
+        # Scaling 0-255 in float16 is exact enough, but a mean subtracted in it is not: preprocessing stays float32.
+        if layer.weights and not isinstance(layer, keras.layers.Normalization):
+            config["dtype"] = policy
+        return type(layer).from_config(config)
+
+    copy = keras.models.clone_model(model, clone_function=clone)
+    for old, new in zip(model.layers, copy.layers, strict=True):
+        if old.weights and old.name != AUGMENTATION:
+            copy.get_layer(old.name).set_weights(old.get_weights())
+        new.trainable = old.trainable
+    copy = keras.Model(copy.inputs[0], copy.outputs[0], name=model.name)  # clone_model wraps the input in a list
+    if hasattr(model, "transfer"):
+        copy.transfer = model.transfer
+    return copy
+
+
+@keras.saving.register_keras_serializable("tlkeras")
+class Augmentation(keras.layers.Layer):
+    """Layers that act in training only; in Keras a bare `RandomFlip` also flips in `model(pictures)`."""
+
+    def __init__(self, layers: Sequence[keras.Layer] = (), **options):
+        """Take the layers to apply in turn; none leaves the pictures as they are."""
+        super().__init__(**options)
+        self.steps = list(layers)
+
+    def build(self, input_shape):
+        """Build each step."""
+        for layer in self.steps:
+            if not layer.built:
+                layer.build(input_shape)
+        super().build(input_shape)
+
+    def call(self, images, training=False):
+        """Get the pictures, changed at random when `training`."""
+        if not training:
+            return images
+        for layer in self.steps:
+            images = layer(images, training=True)
+        return images
+
+    def compute_output_shape(self, input_shape):
+        """Get the input's shape: augmentation keeps it."""
+        return input_shape
+
+    def get_config(self):
+        """Get what `from_config` needs."""
+        return {**super().get_config(), "layers": [keras.saving.serialize_keras_object(s) for s in self.steps]}
+
+    @classmethod
+    def from_config(cls, config):
+        """Get the layer back."""
+        layers = [keras.saving.deserialize_keras_object(layer) for layer in config.pop("layers")]
+        return cls(layers, **config)
+
+
+def _stages_up_to(backbone: Backbone, stage: str | int | None) -> tuple[str, ...]:
+    stages = backbone.stages
+    if stage is None:
+        return stages
+    if isinstance(stage, int) and -len(stages) <= stage < len(stages):
+        return stages[: range(len(stages))[stage] + 1]
+    if stage in stages:
+        return stages[: stages.index(stage) + 1]
+    raise ValueError(f"{backbone.name} has no stage {stage!r}. Its {len(stages)} stages are: {', '.join(stages)}.")

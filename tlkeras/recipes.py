@@ -1,0 +1,85 @@
+"""The whole recipe in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import keras
+
+from tlkeras.backbones import Backbone, load_backbone
+from tlkeras.freezing import unfreeze_top
+from tlkeras.heads import build_classifier
+from tlkeras.probes import probe_head
+from tlkeras.training import History, Settings, fine_tune, train_head
+
+if TYPE_CHECKING:
+    from tlkeras.data import Data
+
+log = logging.getLogger("tlkeras")
+
+STRATEGIES = ("probe", "head", "fine-tune")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `transfer` gives.
+
+    Attributes:
+        model: The trained classifier.
+        history: Both phases.
+        strategy: Which one was used.
+    """
+
+    model: keras.Model
+    history: History
+    strategy: str
+
+
+def transfer(
+    data: Data,
+    backbone: str | Backbone = "MobileNetV2",
+    *,
+    strategy: str = "fine-tune",
+    stages: int | float | str = 3,
+    seed: int = 0,
+    settings: Settings | None = None,
+) -> Result:
+    """Get a trained classifier for these pictures by transfer learning.
+
+    Args:
+        data: From `load_folder`, `load_arrays` or `load_tfds`.
+        backbone: A name for `load_backbone`, or what it returned.
+        strategy: "probe" (features once, softmax regression: seconds), "head" (the head alone, on augmented views) or
+            "fine-tune" (the head, then the top of the backbone at a low learning rate, undone where it does not help).
+        stages: What fine-tuning unfreezes, as in `unfreeze_top`.
+        seed: Of the head's first weights, the order of pictures and the augmentation.
+        settings: As in `train_head` and `fine_tune`; `data.class_weight` is used where it names none.
+
+    Returns:
+        A `Result`.
+
+    Raises:
+        ValueError: If the strategy is unknown.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {strategy!r}.")
+    keras.utils.set_random_seed(seed)
+    if isinstance(backbone, str):
+        backbone = load_backbone(backbone, weights="auto", image_size=data.image_size)
+    settings = settings or Settings()
+    if settings.class_weight is None and data.class_weight:
+        settings = dataclasses.replace(settings, class_weight=data.class_weight)
+    model = build_classifier(backbone, data.num_classes)
+    if strategy == "probe":
+        return Result(model, probe_head(model, data, class_weight=settings.class_weight, seed=seed), strategy)
+    augmented = data.augmented("light")
+    views = 4 if settings.views is None else settings.views
+    head_settings = dataclasses.replace(settings, views=views)
+    history = train_head(model, augmented.train, data.validation, settings=head_settings)
+    if strategy == "fine-tune":
+        unfreeze_top(model, stages)
+        history += fine_tune(model, augmented.train, data.validation, settings=settings)
+    return Result(model, history, strategy)

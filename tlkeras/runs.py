@@ -1,0 +1,231 @@
+"""What the commands do: a run folder made whole or not at all, the demo, the doctor."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+
+MODEL_FOLDER = "model"
+
+
+def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
+    """Train on a folder and leave a run folder: model, metrics.json, history.csv, split.csv, figures.
+
+    Work goes on in `OUT.partial`; the last step renames it. After a kill the same arguments continue from there.
+
+    Args:
+        arguments: folder, backbone, weights, alpha, strategy, image_size, batch_size, seed, groups.
+        out: The run folder.
+        overwrite: Whether a finished run may be replaced.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        ValueError: If `out` exists and may not be replaced, or `OUT.partial` was started with other arguments.
+    """
+    from tlkeras.artifact import save_artifact
+    from tlkeras.backbones import load_backbone
+    from tlkeras.data import load_folder
+    from tlkeras.evaluation import evaluate, open_test, predict
+    from tlkeras.recipes import transfer
+    from tlkeras.splits import Split, write_manifest
+    from tlkeras.training import Settings
+
+    started = time.perf_counter()
+    if out.exists() and not (overwrite and (out / "metrics.json").exists()):
+        what = "is not a run" if not (out / "metrics.json").exists() else "is a finished run: --overwrite replaces it"
+        raise ValueError(f"{out} exists and {what}. Choose another --out.")
+    partial = _resume_or_start(out, arguments)
+    folder, size, seed = arguments["folder"], arguments["image_size"], arguments["seed"]
+    split = Split(groups=arguments["groups"])
+    data = load_folder(folder, image_size=size, batch_size=arguments["batch_size"], seed=seed, split=split)
+    weights = None if arguments["weights"] == "random" else arguments["weights"]
+    backbone = load_backbone(arguments["backbone"], weights=weights, image_size=size, alpha=arguments["alpha"])
+    loaded = time.perf_counter() - started
+    settings = Settings(run_folder=partial / "checkpoints")
+    result = transfer(data, backbone, strategy=arguments["strategy"], seed=seed, settings=settings)
+    held_out = predict(result.model, data)
+    test = None if data.test is None else evaluate(open_test(result.model, data)).to_dict()
+    metrics = {
+        "validation": evaluate(held_out).to_dict(),
+        "test": test,
+        "seconds": {"load": loaded, **result.history.seconds, "total": time.perf_counter() - started},
+        "counts": data.counts,
+        "audit": {phase: report.to_dict() for phase, report in result.history.audits.items()},
+        "set_aside": [dataclasses.asdict(item) for item in data.set_aside],
+        "duplicates": [list(paths) for paths in data.duplicates],
+        "kept_epoch": result.history.kept,
+        "backbone": {"name": backbone.name, "alpha": backbone.alpha, "weights": str(backbone.weights)},
+        "arguments": arguments,
+    }
+    result.history.to_csv(partial / "history.csv")
+    write_manifest(data, partial / "split.csv")
+    _draw(partial, data, result.history, held_out, metrics["validation"])
+    examples = next(iter(data.ordered("validation").unbatch().batch(8)))[0]
+    save_artifact(
+        partial / MODEL_FOLDER,
+        result.model,
+        class_names=data.class_names,
+        examples=keras.ops.convert_to_numpy(examples),
+        manifest=partial / "split.csv",
+        extra={"validation": metrics["validation"]},
+    )
+    metrics["seconds"]["total"] = time.perf_counter() - started
+    (partial / "metrics.json").write_text(json.dumps(metrics, indent=2))
+    shutil.rmtree(partial / "checkpoints", ignore_errors=True)
+    (partial / "arguments.json").unlink()
+    if out.exists():
+        shutil.rmtree(out)
+    os.replace(partial, out)
+    return metrics
+
+
+def _resume_or_start(out: Path, arguments: dict) -> Path:
+    partial = out.with_name(out.name + ".partial")
+    noted = partial / "arguments.json"
+    if noted.exists():
+        before = json.loads(noted.read_text())
+        if before != arguments:
+            changed = ", ".join(key for key in arguments if before.get(key) != arguments[key])
+            raise ValueError(
+                f"{partial} holds an unfinished run with another {changed}: delete it, or repeat its command to go on."
+            )
+    elif partial.exists():
+        raise ValueError(f"{partial} exists and is not an unfinished run. Choose another --out.")
+    else:
+        partial.mkdir(parents=True)
+        noted.write_text(json.dumps(arguments, indent=2))
+    return partial
+
+
+def _draw(folder: Path, data, history, held_out, validation: dict) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot
+
+    from tlkeras.plots import plot_confusion, plot_history, plot_pictures
+
+    value = validation["accuracy"]
+    finding = f"Validation accuracy {value['value']:.1%} ({value['low']:.1%} to {value['high']:.1%})"
+    plot_history(history.rows, title=finding).figure.savefig(folder / "history.png", dpi=120)
+    plot_confusion(validation["confusion"], data.class_names, title=finding).figure.savefig(
+        folder / "confusion.png", dpi=120
+    )
+    chosen = np.unique(np.linspace(0, len(held_out) - 1, 12).round().astype(int))
+    pictures = data.rows(data.index["validation"][chosen])
+    axes = plot_pictures(
+        pictures, held_out.truth[chosen], held_out.predicted[chosen], data.class_names,
+        probabilities=held_out.probabilities[chosen], title="Twelve validation pictures",
+    )  # fmt: skip
+    np.ravel(axes)[0].figure.savefig(folder / "pictures.png", dpi=120)
+    pyplot.close("all")
+
+
+def run_demo(seed: int = 0, *, num_classes: int = 10, per_class: int = 20) -> dict:
+    """Print transfer against training from scratch on unseen fractals, with intervals.
+
+    Returns:
+        Strategy -> `Interval` of accuracy on 300 held-out pictures.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from tlkeras.backbones import load_backbone
+    from tlkeras.data import load_arrays
+    from tlkeras.evaluation import compare, evaluate, predict
+    from tlkeras.fractals import make_fractals
+    from tlkeras.heads import build_classifier
+    from tlkeras.probes import probe_head
+    from tlkeras.splits import Split
+    from tlkeras.training import Settings, train_from_scratch
+
+    console, size = Console(), 96
+    keras.utils.set_random_seed(seed)
+    console.print(
+        f"{num_classes} fractal systems that the embedded backbone has never seen: {per_class} pictures of each to learn "
+        f"from, 30 held out, {size} px."
+    )
+    with console.status("making pictures"):
+        images, labels = make_fractals(num_classes, per_class + 30, image_size=size, family=1)
+    data = load_arrays(images, labels, seed=seed, split=Split(validation=30 / (per_class + 30), near_duplicates=False))
+    chance = 1 / num_classes
+    table = Table("strategy", "accuracy", "95 % interval", "seconds")
+    found, intervals = {}, {}
+    for name, weights in [
+        ("transfer: embedded backbone, new head", "embedded"),
+        ("the same head on random weights", None),
+    ]:
+        started = time.perf_counter()
+        model = build_classifier(
+            load_backbone("MobileNetV2", weights=weights, alpha=0.35, image_size=size), num_classes
+        )
+        with console.status(name):
+            probe_head(model, data, seed=seed)
+        found[name] = predict(model, data), time.perf_counter() - started
+    name, started = "from scratch: all layers, 30 epochs", time.perf_counter()
+    model = build_classifier(load_backbone("MobileNetV2", weights=None, alpha=0.35, image_size=size), num_classes)
+    train_from_scratch(model, data.train, data.validation, epochs=30, settings=Settings(patience=None))
+    found[name] = predict(model, data), time.perf_counter() - started
+    for name, (predictions, seconds) in found.items():
+        accuracy = intervals[name] = evaluate(predictions).accuracy
+        table.add_row(name, f"{accuracy.value:.1%}", f"{accuracy.low:.1%} to {accuracy.high:.1%}", f"{seconds:.1f}")
+    console.print(table)
+    transferred, scratch = (found[name][0] for name in (next(iter(found)), list(found)[-1]))
+    result = compare(transferred, scratch)
+    console.print(
+        f"Chance is {chance:.0%}. On the same {len(scratch)} pictures transfer alone is right {result.only_a} times, "
+        f"from scratch alone {result.only_b} times (McNemar p = {result.p_value:.1g})."
+    )
+    return intervals
+
+
+def examine() -> Iterator[tuple[str, str, str | None]]:
+    """Look at the machine: rows of (what, finding, advice or None)."""
+    import importlib.metadata as metadata
+
+    from tlkeras import __version__
+    from tlkeras.backbones import CATALOGUE, EMBEDDED_FILE, weights_in_reach
+
+    yield "tlkeras", __version__, None
+    yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", None
+    yield "keras", f"{keras.__version__}, backend {keras.backend.backend()}", None
+    for package in ("tensorflow", "tensorflow-datasets", "scikit-learn", "pillow", "matplotlib"):
+        try:
+            yield package, metadata.version(package), None
+        except metadata.PackageNotFoundError:
+            yield package, "missing", f"pip install {package}"
+    devices = [device for device in keras.distribution.list_devices() if not device.startswith("cpu")]
+    advice = None if devices else "fine for this course; on Colab choose Runtime > Change runtime type > GPU"
+    yield "devices", ", ".join(devices) or f"CPU only, {os.cpu_count()} cores", advice
+    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")).expanduser()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        writable = os.access(home, os.W_OK)
+    except OSError:
+        writable = False
+    yield "weights are kept in", str(home / "models"), None if writable else f"make {home} writable or set KERAS_HOME"
+    embedded = EMBEDDED_FILE.is_file()
+    yield (
+        "embedded weights",
+        "MobileNetV2 0.35" if embedded else "missing",
+        None if embedded else "install tlkeras anew",
+    )
+    cached = [
+        name if alpha is None else f"{name} {alpha}"
+        for name, entry in CATALOGUE.items()
+        for alpha in entry.alphas or (None,)
+        if weights_in_reach(name, alpha)
+    ]
+    advice = None if cached else "downloaded at first use; without a network take --weights embedded"
+    yield "ImageNet weights here", ", ".join(cached) or "none", advice
