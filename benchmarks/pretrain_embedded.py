@@ -160,11 +160,9 @@ def export(model: keras.Model, pictures: dict[str, np.ndarray], path: Path) -> N
     """Settle the batch-norm statistics on 150 plain batches at 96 px, then write the backbone as float16."""
     backbone = model.layers[2]
     norms = [layer for layer in backbone.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    forward = tf.function(lambda x: model(x, training=True))
     for step, (images, _) in enumerate(batches(pictures, augment=False, image_size=96, seed=1).take(150)):
         for layer in norms:
             layer.momentum = step / (step + 1)  # a plain mean over all batches
-        forward = forward if step else tf.function(lambda x: model(x, training=True))
         model(images, training=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {
