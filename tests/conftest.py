@@ -1,7 +1,10 @@
 """Fixtures shared by the tests: a tiny world, no network, the real material where it is at hand."""
 
+import io
 import os
 import socket
+import struct
+import zlib
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -9,6 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from tlkeras.backbones import Backbone
 
@@ -53,7 +57,7 @@ def shared() -> Path:
 
 
 def make_tiny_backbone(image_size: int = 32) -> Backbone:
-    """A net small enough for a test that has what breaks real ones: batch norm, depthwise layers, dropout, three stages."""
+    """A net small enough for a test that has what breaks real ones: batch norm, depthwise, dropout, three stages."""
     layers = keras.layers
     image = keras.Input((image_size, image_size, 3), name="image")
     x = layers.Identity(name="augmentation")(image)
@@ -82,3 +86,87 @@ def colour_pictures() -> tuple[np.ndarray, np.ndarray]:
     images = rng.integers(0, 120, (60, 32, 32, 3))
     images[np.arange(60), :, :, labels] += 80
     return images.astype(np.uint8), labels
+
+
+def save_picture(path: Path, seed: int, size: tuple[int, int] = (40, 36)) -> None:
+    """Write a picture of coloured patches that no other seed gives; its folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture(scope="session")
+def insects(tmp_path_factory) -> Path:
+    """A folder of three class folders, 20 + 15 + 15 pictures; not to be written into."""
+    root = tmp_path_factory.mktemp("pictures") / "set"
+    for start, (name, count) in enumerate({"ants": 20, "bees": 15, "wasps": 15}.items()):
+        for number in range(count):
+            save_picture(root / name / f"{number:02}.png", 100 * start + number)
+    return root
+
+
+def picture(seed: int, size=(48, 40)) -> Image.Image:
+    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims any size and holds next to nothing."""
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(bytes(100)))
+    body = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+@pytest.fixture(scope="session")
+def odd_files() -> dict[str, dict[str, bytes]]:
+    """Forty files as they lie in real folders, by name: "good" can be used, "bad" cannot."""
+    good, bad = {}, {}
+    rgb = picture(7)
+    good["cmyk.jpg"] = encoded(rgb.convert("CMYK"), "JPEG")
+    good["grey.jpg"] = encoded(rgb.convert("L"), "JPEG")
+    good["progressive.jpg"] = encoded(rgb, "JPEG", progressive=True)
+    good["palette.png"] = encoded(rgb.convert("P"), "PNG")
+    good["alpha.png"] = encoded(rgb.convert("RGBA"), "PNG")
+    good["grey_alpha.png"] = encoded(rgb.convert("LA"), "PNG")
+    good["sixteen.png"] = encoded(Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100), "PNG")
+    good["one_bit.png"] = encoded(rgb.convert("1"), "PNG")
+    good["rgb_transparent.png"] = encoded(rgb, "PNG", transparency=(0, 0, 0))
+    good["still.gif"] = encoded(rgb, "GIF")
+    good["moving.gif"] = encoded(rgb, "GIF", save_all=True, append_images=[picture(8)])
+    good["still.webp"] = encoded(rgb, "WEBP")
+    good["moving.webp"] = encoded(rgb, "WEBP", save_all=True, append_images=[picture(8)])
+    good["lossless.webp"] = encoded(rgb.convert("RGBA"), "WEBP", lossless=True)
+    good["map.bmp"] = encoded(rgb, "BMP")
+    good["map8.bmp"] = encoded(rgb.convert("P"), "BMP")
+    good["plain.tif"] = encoded(rgb, "TIFF")
+    good["png_named.jpg"] = encoded(rgb, "PNG")
+    good["jpeg_named.png"] = encoded(rgb, "JPEG")
+    good["no_ending"] = encoded(rgb, "JPEG")
+    good["tiny.png"] = encoded(Image.new("RGB", (1, 1)), "PNG")
+    good["thin.png"] = encoded(Image.new("RGB", (900, 1)), "PNG")
+    good["Ameisenbär 蚂蚁 🐜.png"] = encoded(rgb, "PNG")
+    good["x" * 240 + ".png"] = encoded(rgb, "PNG")
+    good["with space, comma;.png"] = encoded(rgb, "PNG")
+    good["deeper/still deeper/inside.png"] = encoded(rgb, "PNG")
+    bad["truncated.jpg"] = encoded(rgb, "JPEG")[:-300]
+    bad["truncated.png"] = encoded(rgb, "PNG")[:-300]
+    bad["truncated.webp"] = encoded(rgb, "WEBP")[:-100]
+    bad["header_only.gif"] = encoded(rgb, "GIF")[:20]
+    bad["zero.jpg"] = b""
+    bad["page.jpg"] = b"<html><body>404 not found</body></html>"
+    bad["vector.svg"] = b"<svg xmlns='http://www.w3.org/2000/svg'/>"
+    bad["notes.txt"] = b"remember the milk"
+    bad["labels.csv"] = b"a,b\n1,2\n"
+    bad["archive.zip"] = b"PK\x03\x04" + bytes(100)
+    bad["noise.jpg"] = np.random.default_rng(0).bytes(3000)
+    bad["bomb.png"] = png_header(60_000, 60_000)
+    bad["small_bomb.png"] = png_header(10_000, 12_000)
+    bad["postscript.eps"] = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"
+    bad["real.tif"] = encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
+    return {"good": good, "bad": bad}

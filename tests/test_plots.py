@@ -9,9 +9,9 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from tlkeras import plots
-from tlkeras.evaluation import Interval, wilson_interval
+from tlkeras.intervals import Interval, wilson_interval
 from tlkeras.plots import plot_confusion, plot_history, plot_intervals, plot_pictures, plot_reliability
+from tlkeras.style import GREY
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +142,7 @@ def test_intervals_stand_in_order_against_a_thin_grey_baseline():
     segments = [path.vertices[:, 0].tolist() for path in ax.collections[0].get_paths()]
     np.testing.assert_allclose(segments, [[0.5, 0.7], [0.85, 0.92]])
     baseline = next(line for line in ax.lines if list(line.get_xdata()) == [0.5, 0.5])
-    assert baseline.get_color() == plots.GREY and baseline.get_linewidth() < 1
+    assert baseline.get_color() == GREY and baseline.get_linewidth() < 1
     assert {"60.0", "90.0", "chance"} <= {text.get_text() for text in ax.texts}
     assert fits(ax)
 

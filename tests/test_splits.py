@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tlkeras.scan import Picture, scan_folder
-from tlkeras.splits import Manifest, Split, deal, group_keys, near_duplicates, read_manifest, split_files
+from tlkeras.splits import Manifest, Split, deal, group_keys, read_manifest, split_files
 
 
 def pictures(**counts: int) -> list[Picture]:
@@ -109,30 +109,7 @@ def test_equal_bytes_stay_on_one_side_and_are_reported():
         assert duplicates == (("ants/003.jpg", "ants/007.jpg", "bees/003.jpg", "bees/007.jpg"),)
 
 
-def test_near_duplicates_agree_with_the_comparison_of_all_pairs():
-    generator = np.random.default_rng(0)
-    bases = generator.integers(0, 2**63, 12)
-    found = []
-    for number in range(90):
-        flips = sum(1 << int(bit) for bit in generator.choice(64, generator.integers(0, 6), replace=False))
-        grey = bytes(generator.integers(100, 100 + generator.integers(1, 22), 192, dtype=np.uint8))
-        found.append(Picture(f"{number:02}", "a", None, str(number), int(bases[number % 12]) ^ flips, grey))
-    parent = list(range(90))
-    for one in range(90):
-        for two in range(one):
-            bits = (found[one].hash ^ found[two].hash).bit_count()
-            levels = np.mean([abs(a - b) for a, b in zip(found[one].thumbnail, found[two].thumbnail, strict=True)])
-            if bits <= 4 and levels <= 6:
-                old, new = parent[one], parent[two]
-                parent = [new if label == old else label for label in parent]
-    codes = near_duplicates(found)
-    assert 12 < len(set(parent)) < 80
-    for one in range(90):
-        for two in range(one):
-            assert (codes[one] == codes[two]) == (parent[one] == parent[two])
-
-
-def test_a_picture_saved_again_smaller_is_a_near_duplicate_and_another_is_not(tmp_path):
+def test_near_duplicates_in_a_folder_stay_on_one_side(tmp_path):
     for name in ("ants", "bees"):
         (tmp_path / name).mkdir()
         for number in range(6):

@@ -11,69 +11,36 @@ tl.fine_tune(model, data.train, data.validation)
 print(tl.evaluate(tl.predict(model, data)))
 """
 
-from tlkeras.artifact import Artifact, ArtifactError, load_artifact, save_artifact
-from tlkeras.backbones import Backbone, WeightsNotFoundError, list_backbones, load_backbone, stage_model
-from tlkeras.data import Data, light_augmentation, load_arrays, load_folder, load_tfds
-from tlkeras.evaluation import compare, evaluate, mean_interval, open_test, predict
-from tlkeras.features import compute_features
-from tlkeras.fractals import make_digits, make_fractals
-from tlkeras.freezing import FreezeAudit, FreezeError, freeze, freeze_batch_norm, unfreeze_top
-from tlkeras.heads import build_classifier, build_head
-from tlkeras.plots import plot_confusion, plot_history, plot_intervals, plot_pictures, plot_reliability
-from tlkeras.probes import fit_probe, probe_head, set_head
-from tlkeras.recipes import transfer
-from tlkeras.scan import decode_picture
-from tlkeras.splits import Split, read_manifest, write_manifest
-from tlkeras.training import History, Settings, fine_tune, train_from_scratch, train_head
+import lazy_loader
+
 from tlkeras.version import __version__
 
-__all__ = [
-    "__version__",
-    "Artifact",
-    "ArtifactError",
-    "Backbone",
-    "build_classifier",
-    "build_head",
-    "compare",
-    "compute_features",
-    "Data",
-    "decode_picture",
-    "evaluate",
-    "fine_tune",
-    "fit_probe",
-    "freeze",
-    "freeze_batch_norm",
-    "FreezeAudit",
-    "FreezeError",
-    "History",
-    "light_augmentation",
-    "list_backbones",
-    "load_arrays",
-    "load_artifact",
-    "load_backbone",
-    "load_folder",
-    "load_tfds",
-    "make_digits",
-    "make_fractals",
-    "mean_interval",
-    "open_test",
-    "plot_confusion",
-    "plot_history",
-    "plot_intervals",
-    "plot_pictures",
-    "plot_reliability",
-    "predict",
-    "probe_head",
-    "read_manifest",
-    "save_artifact",
-    "set_head",
-    "Settings",
-    "Split",
-    "stage_model",
-    "train_from_scratch",
-    "train_head",
-    "transfer",
-    "unfreeze_top",
-    "WeightsNotFoundError",
-    "write_manifest",
-]
+# Modules are imported when a name of theirs is first asked for: `import tlkeras` takes no time, and the command line can
+# quiet TensorFlow before Keras imports it.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "artifact": ["Artifact", "load_artifact", "save_artifact"],
+        "augmentation": ["light_augmentation"],
+        "backbones": ["Backbone", "list_backbones", "load_backbone", "stage_model"],
+        "card": ["ArtifactError"],
+        "data": ["Data"],
+        "evaluation": ["compare", "evaluate"],
+        "features": ["compute_features"],
+        "fractals": ["make_digits", "make_fractals"],
+        "freezing": ["FreezeAudit", "FreezeError", "freeze", "freeze_batch_norm", "unfreeze_top"],
+        "heads": ["build_classifier", "build_head"],
+        "intervals": ["mean_interval"],
+        "loaders": ["load_arrays", "load_folder"],
+        "pictures": ["decode_picture"],
+        "plots": ["plot_confusion", "plot_history", "plot_intervals", "plot_pictures", "plot_reliability"],
+        "predictions": ["open_test", "predict"],
+        "probes": ["fit_probe", "probe_head", "set_head"],
+        "recipes": ["transfer"],
+        "splits": ["Split", "read_manifest", "write_manifest"],
+        "tfds": ["load_tfds"],
+        "training": ["History", "Settings", "fine_tune", "train_from_scratch", "train_head"],
+        "weights": ["WeightsNotFoundError"],
+    },
+)
+__all__ = [*__all__, "__version__"]

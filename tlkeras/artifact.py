@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import platform
 import shutil
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from tlkeras.evaluation import Predictions, to_probabilities
+from tlkeras.card import (
+    CARD,
+    GOLDEN,
+    MANIFEST,
+    MODEL,
+    ArtifactError,
+    make_card,
+    read_card,
+    refuse_foreign,
+    versions,
+    write_card,
+)
+from tlkeras.freezing import transfer_of
 from tlkeras.heads import AUGMENTATION, Transfer
-from tlkeras.scan import decode_picture
+from tlkeras.pictures import decode_picture
+from tlkeras.predictions import Predictions, to_probabilities
 
-CARD, MODEL, GOLDEN, MANIFEST = "card.json", "model.keras", "golden.npz", "split.csv"
-FORMAT = "tlkeras artifact 1"
 NUM_GOLDEN = 8
 BATCH_SIZE = 32
-
-# Measured on MobileNetV2 (alpha 0.35, 160 px): another engine (XLA, no oneDNN) moves a probability by 7e-6, rounding to
-# float16, hence also to the TF32 of GPUs, by 2e-3, to bfloat16 by 3e-2; all weights of the first layer 1 % too large by
-# 1.5e-2, swapped colours by 0.99. So the replay lets a model move between CPU and GPU; a changed byte is for the hash.
-TOLERANCE = 1e-2
-TOLERANCE_HALF_PRECISION = 5e-2
-
-
-class ArtifactError(ValueError):
-    """A folder that is no artefact, was changed, or no longer answers as it did when it was saved."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Artifact:
     """A classifier that was loaded and has proved itself; from `load_artifact`.
 
     Attributes:
-        model: From pictures (batch, height, width, 3) in [0, 255] to logits, with `model.transfer` where it had one.
+        model: From pictures (batch, height, width, 3) in [0, 255] to logits; frozen as it was, with `model.transfer`.
         class_names: In the order of the probabilities.
         image_size: Height and width in pixels.
         card: All that `card.json` says: preprocessing, versions, files, extra.
@@ -101,13 +99,14 @@ def save_artifact(
 ) -> Path:
     """Get a folder that holds a classifier and all it takes to use and to trust it.
 
-    Saved is the graph for prediction, without augmentation and optimizer; the model in hand stays as it is. With
-    the weights go eight pictures and the answers to them, which `load_artifact` asks for again. The folder appears
-    whole, after it was loaded once for a check, or not at all; an artefact that was there is replaced.
+    Saved is the graph without augmentation and optimizer, which Keras opens without this package too; the model in
+    hand stays as it is. With the weights go eight pictures and the answers to them, which `load_artifact` asks for
+    again. The folder appears whole, after it was loaded once for a check, or not at all; an artefact that was there is
+    replaced.
 
     Args:
         folder: Where to; its parents are made.
-        model: From pictures (batch, height, width, 3) in [0, 255] to logits; functional or sequential.
+        model: Of `build_classifier`.
         class_names: In the order of the outputs; for one logit the two classes 0 and 1.
         examples: Pictures (n, height, width, 3) in [0, 255], such as a validation batch; eight spread over them are
             kept, and lie readable in the folder: choose some that may be shown.
@@ -123,54 +122,31 @@ def save_artifact(
         ArtifactError: If the model, once saved, cannot be loaded safely or answers differently.
     """
     folder = Path(folder)
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     examples = np.asarray(examples)
-    shape = tuple(model.input_shape)
-    if len(shape) != 4 or shape[-1] != 3 or shape[1] != shape[2]:
-        raise ValueError(f"An artefact takes square RGB pictures (batch, size, size, 3); this model takes {shape}.")
+    transfer = transfer_of(model)
+    image_size, shape = transfer.image_size, model.input_shape[1:]
+    if shape != (image_size, image_size, 3):
+        raise ValueError(f"An artefact takes RGB pictures ({image_size}, {image_size}, 3); this model takes {shape}.")
     if examples.ndim != 4 or not len(examples):
         raise ValueError(f"examples must be pictures (n, height, width, 3), got an array of shape {examples.shape}.")
-    image_size = shape[1] or examples.shape[1]
     chosen = np.unique(np.linspace(0, len(examples) - 1, NUM_GOLDEN).round().astype(int))
-    pictures = np.stack([_checked(picture, (image_size, image_size, 3)) for picture in examples[chosen]])
-
-    transfer = getattr(model, "transfer", None)
-    task = transfer.task if transfer else "classification"
-    probabilities = to_probabilities(_logits(model, pictures), task)
+    pictures = np.stack([_checked(picture, shape) for picture in examples[chosen]])
+    probabilities = to_probabilities(_logits(model, pictures), transfer.task)
     if len(class_names) != probabilities.shape[1]:
         raise ValueError(f"{len(class_names)} class names for a model of {probabilities.shape[1]} outputs.")
     half = any("float16" in layer.compute_dtype for layer in model.layers)
-    card = {
-        "format": FORMAT,
-        "class_names": list(map(str, class_names)),
-        "task": task,
-        "preprocessing": {
-            "channels": "RGB",
-            "range": [0, 255],
-            "image_size": image_size,
-            "resize": "stretched to a square, bilinear, antialiased",
-            "decoder": "tlkeras.scan.decode_picture",
-        },
-        "transfer": transfer.to_dict() if transfer else None,
-        "tolerance": TOLERANCE_HALF_PRECISION if half else TOLERANCE,
-        "versions": _versions(),
-        "extra": dict(extra or {}),
-    }
-    try:
-        json.dumps(card, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"extra must hold plain numbers, texts, lists and dictionaries: {error}.") from error
+    card = make_card(transfer, class_names, half_precision=half, extra=extra)
 
     # A folder beside the final one lies on the same disk, so the last step is one rename.
     draft = folder.absolute().with_name(f".{folder.absolute().name}.{uuid.uuid4().hex[:8]}")
     try:
         draft.mkdir(parents=True)
-        _inference_graph(model).save(draft / MODEL)
+        _without_augmentation(model).save(draft / MODEL)
         np.savez_compressed(draft / GOLDEN, pictures=pictures, probabilities=probabilities)
         if manifest is not None:
             shutil.copyfile(manifest, draft / MANIFEST)
-        card["files"] = {file.name: _sha256(file) for file in sorted(draft.iterdir())}
-        (draft / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_card(draft, card)
         load_artifact(draft)
         _swap(draft, folder)
     finally:
@@ -195,51 +171,20 @@ def load_artifact(folder: str | os.PathLike) -> Artifact:
         ArtifactError: If the folder is no artefact, a file is missing, changed or unsafe, or an answer differs.
     """
     folder = Path(folder)
-    card = _read_card(folder)
-    for name, wanted in card["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise ArtifactError(f"{path} is missing: the folder was not copied whole.")
-        if _sha256(path) != wanted:
-            raise ArtifactError(f"{path} is not the file that was saved (its SHA-256 differs): copy it again.")
+    card = read_card(folder)
     model = _load_model(folder / MODEL, card["versions"])
-    if card["transfer"] is not None:
-        try:
-            model.transfer = Transfer.from_dict(card["transfer"])
-        except (TypeError, AttributeError) as error:
-            raise ArtifactError(f"{folder / CARD}: 'transfer' is not understood ({error}).") from error
+    try:
+        model.transfer = Transfer.from_dict(card["transfer"])
+    except (TypeError, AttributeError) as error:
+        raise ArtifactError(f"{folder / CARD}: 'transfer' is not understood ({error}).") from error
+    for layer in model.layers:
+        if layer.name == AUGMENTATION:
+            layer.steps = ()  # what training asks an `Augmentation` for; in the file it is Keras's own Identity
     _replay(model, folder / GOLDEN, card)
     return Artifact(model, tuple(card["class_names"]), card["preprocessing"]["image_size"], card, folder)
 
 
-def _read_card(folder: Path) -> dict[str, Any]:
-    path = folder / CARD
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{folder} is no artefact: it holds no {CARD}. save_artifact() writes one.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise ArtifactError(f"{path} is not of the format {FORMAT!r} that this version of tlkeras reads.")
-    kinds = {"class_names": list, "task": str, "preprocessing": dict, "versions": dict, "files": dict}
-    wrong = [name for name, kind in kinds.items() if not isinstance(card.get(name), kind)]
-    if not isinstance(card.get("tolerance"), float) or not 0 < card["tolerance"] <= TOLERANCE_HALF_PRECISION:
-        wrong.append("tolerance")  # a wide tolerance would let any model through
-    if wrong or "transfer" not in card or not isinstance(card["preprocessing"].get("image_size"), int):
-        raise ArtifactError(
-            f"{path} is incomplete or was edited: look at {', '.join(wrong) or 'transfer, image_size'}."
-        )
-    # Known names only: a card must not make us open "../../elsewhere".
-    foreign = sorted(set(card["files"]) - {MODEL, GOLDEN, MANIFEST})
-    if foreign:
-        raise ArtifactError(f"{path} lists {foreign[0]!r}, a file that no artefact has.")
-    if not {MODEL, GOLDEN} <= set(card["files"]):
-        raise ArtifactError(f"{path} must list {MODEL} and {GOLDEN}.")
-    return card
-
-
-def _load_model(path: Path, versions: dict[str, Any]) -> keras.Model:
+def _load_model(path: Path, saved_with: dict[str, Any]) -> keras.Model:
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
@@ -250,8 +195,9 @@ def _load_model(path: Path, versions: dict[str, Any]) -> keras.Model:
     except ArtifactError:
         raise
     except Exception as error:  # what a damaged or hostile archive raises is not documented
-        saved, here = versions.get("keras"), keras.version()
-        raise ArtifactError(f"{path} cannot be loaded (saved with Keras {saved}, here {here}): {error}") from error
+        raise ArtifactError(
+            f"{path} cannot be loaded (saved with Keras {saved_with.get('keras')}, here {keras.version()}): {error}"
+        ) from error
 
 
 def _refuse_code(config: Any, where: str) -> None:
@@ -288,37 +234,25 @@ def _replay(model: keras.Model, path: Path, card: dict[str, Any]) -> None:
             f"{path.parent}: the model no longer answers as when it was saved. Golden picture"
             f" {', '.join(str(index) for index in failed)} of {len(gaps)} (from 0) is off by up to"
             f" {gaps[failed].max():.2g} in probability; {card['tolerance']:g} is allowed."
-            f" Saved with {card['versions']}; here {_versions()}."
+            f" Saved with {card['versions']}; here {versions()}."
         )
 
 
-def _inference_graph(model: keras.Model) -> keras.Model:
-    """Get a copy without the layers that only act in training, so that every exporter can take it."""
+def _without_augmentation(model: keras.Model) -> keras.Model:
+    """Get a copy that exporters and a Keras without this package can take; dtypes and dropout stay as they are."""
     _refuse_code(json.loads(model.to_json()), f"The model {model.name!r}")
-    # Cloning with a `call_function` is for functional models; a Sequential holds the same graph.
-    graph = keras.Model(model.inputs[0], model.outputs[0]) if isinstance(model, keras.Sequential) else model
 
-    def call(layer: Any, *inputs: Any, **options: Any) -> Any:
-        return inputs[0] if _is_augmentation(layer) else layer(*inputs, **options)
+    def clone(layer: keras.Layer) -> keras.Layer:
+        if layer.name == AUGMENTATION:
+            return keras.layers.Identity(name=AUGMENTATION, dtype="float32")
+        return type(layer).from_config(layer.get_config())
 
-    clone = keras.models.clone_model(graph, call_function=call)
-    clone = keras.Model(clone.inputs[0], clone.outputs[0], name=model.name)  # clone_model wraps the input in a list
-    for layer in clone.layers:
+    copy = keras.models.clone_model(model, clone_function=clone)
+    copy = keras.Model(copy.inputs[0], copy.outputs[0], name=model.name)  # clone_model wraps the input in a list
+    for layer in copy.layers:
         if layer.weights:
-            layer.set_weights(graph.get_layer(layer.name).get_weights())
-    if not model.trainable:
-        clone.trainable = False
-    return clone
-
-
-def _is_augmentation(layer: Any) -> bool:
-    if isinstance(layer, keras.Sequential):
-        return bool(layer.layers) and all(map(_is_augmentation, layer.layers))
-    # RandomCrop also crops and scales when predicting, so it has to stay.
-    random = type(layer).__name__.startswith(("Random", "RandAugment")) and not isinstance(
-        layer, keras.layers.RandomCrop
-    )
-    return getattr(layer, "name", None) == AUGMENTATION or (random and type(layer).__module__.startswith("keras."))
+            layer.set_weights(model.get_layer(layer.name).get_weights())
+    return copy
 
 
 def _checked(picture: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -334,37 +268,6 @@ def _checked(picture: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 def _logits(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(model.predict_on_batch(pictures.astype(np.float32))))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "keras": keras.version(), "backend": keras.backend.backend()}
-    for name in ("tlkeras", "numpy", "pillow", versions["backend"]):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # run from a checkout, or a build under another name
-            versions[name] = "unknown"
-    return versions
-
-
-def _refuse_foreign(folder: Path) -> None:
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise FileExistsError(f"{folder} is a file or a link. An artefact is a folder: choose another name.")
-    if not folder.exists():
-        return
-    names = {path.name for path in folder.iterdir()}
-    foreign = sorted(names - {CARD, MODEL, GOLDEN, MANIFEST})
-    if names and (foreign or CARD not in names):
-        raise FileExistsError(
-            f"{folder} is not empty and holds {(foreign or sorted(names))[0]!r}: choose another name."
-        )
 
 
 def _swap(draft: Path, folder: Path) -> None:

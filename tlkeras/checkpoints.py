@@ -11,34 +11,42 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tlkeras.freezing import set_trainable_layers, trainable_layers
+from tlkeras.freezing import FreezeAudit, set_trainable_layers, trainable_layers, transfer_of
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keeps rows and best weights of a phase, stops early, and saves all of it after each epoch.
+    """Keeps rows and best weights of a phase, audits it, stops it early, and saves all of it after each epoch.
 
     Keras's own callbacks do this in three parts that forget each other: after a kill `BackupAndRestore` brings back
     the weights, but `EarlyStopping` starts to count anew and the best weights are gone.
     """
 
-    def __init__(self, owner: keras.Model, phase: str, *, patience: int | None, folder, judged: bool):
-        """Take the whole model, whose weights are kept, and whether epochs are judged by a validation loss."""
+    def __init__(self, owner: keras.Model, phase: str, call: dict, *, patience: int | None, folder):
+        """Take the whole model, whose weights are kept, and what tells this call from another of the same phase."""
         super().__init__()
-        self.owner, self.phase, self.patience, self.judged = owner, phase, patience, judged
+        self.owner, self.phase, self.patience = owner, phase, patience
         self.path = None if folder is None else Path(folder) / f"{phase}.npz"
+        self.identity = {
+            "model": transfer_of(owner).to_dict(),
+            "weights": [[v.path, list(v.shape)] for v in owner.weights],
+            "precision": owner.dtype_policy.name,
+            **call,
+        }
         self.rows: list[dict] = []
         self.best, self.best_weights, self.kept = np.inf, None, 0
         self.done, self.audit = False, None
-        self._tick = time.perf_counter()
+        self._stored: dict | None = None
 
     @property
     def epoch(self) -> int:
         """Epochs done, earlier starts of the same run included."""
         return len(self.rows)
 
-    def start(self, loss: float) -> None:
-        """Note the state before the first epoch, which competes with the epochs."""
-        self.best, self.best_weights = loss, self.owner.get_weights()
+    def start(self, audit: FreezeAudit, loss: float) -> None:
+        """Note the state before the first epoch, which competes with the epochs if it has a validation loss."""
+        self._auditor = audit
+        if self.best_weights is None:
+            self.best, self.best_weights = loss, self.owner.get_weights()
 
     def on_epoch_begin(self, epoch, logs=None):
         """Start the clock."""
@@ -46,22 +54,18 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Note the epoch, keep its weights if it is the best, decide whether to stop, save."""
-        logs = {key: float(value) for key, value in (logs or {}).items()}
+        logs = {key: float(value) for key, value in logs.items()}
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row = {"phase": self.phase, "epoch": self.epoch + 1, **logs, "learning_rate": rate}
         self.rows.append({**row, "seconds": time.perf_counter() - self._tick})
         loss = logs.get("val_loss", -self.epoch)  # without validation data the latest is the best
-        if loss < self.best:
+        broken = not np.isfinite(logs["loss"])
+        if loss < self.best and not broken:
             self.best, self.best_weights, self.kept = loss, self.owner.get_weights(), self.epoch
-        elif self.judged and self.patience is not None and self.epoch - self.kept >= self.patience:
-            self.model.stop_training = True
-        if not np.isfinite(logs["loss"]):
-            self.model.stop_training = True
-        self.save()
-
-    def on_train_end(self, logs=None):
-        """Mark the phase as done."""
-        self.done = True
+        stale = "val_loss" in logs and self.patience is not None and self.epoch - self.kept >= self.patience
+        self.done = broken or stale or self.epoch >= self.params["epochs"]
+        self.model.stop_training = self.done
+        self.audit = self._auditor.check(raise_error=False).to_dict()
         self.save()
 
     def keep_best(self) -> None:
@@ -74,48 +78,59 @@ class Checkpoint(keras.callbacks.Callback):
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        optimizer = self.model.optimizer
         state = {
-            "phase": self.phase, "rows": self.rows, "best": self.best, "kept": self.kept, "done": self.done, "audit": self.audit,
-            "trainable": trainable_layers(self.owner), "paths": [v.path for v in self.owner.weights],
+            "identity": self.identity, "trainable": trainable_layers(self.owner), "rows": self.rows,
+            "best": self.best, "kept": self.kept, "done": self.done, "audit": self.audit,
         }  # fmt: skip
-        arrays = {f"weight_{k}": w for k, w in enumerate(self.owner.get_weights())}
-        arrays |= {f"best_{k}": w for k, w in enumerate(self.best_weights or [])}
-        arrays |= {f"optimizer_{k}": np.array(v) for k, v in enumerate(optimizer.variables)}
+        slots = [keras.ops.convert_to_numpy(v) for v in self.model.optimizer.variables]
+        parts = {"weight": self.owner.get_weights(), "best": self.best_weights, "optimizer": slots}
+        arrays = {f"{name}_{k}": array for name, part in parts.items() for k, array in enumerate(part)}
         partial = self.path.with_suffix(".partial.npz")
         np.savez(partial, state=np.array(json.dumps(state)), **arrays)
         os.replace(partial, self.path)
 
-    def load(self) -> bool:
-        """Read the saved state of this phase and set the trainable flags it had; before compiling.
-
-        Returns:
-            Whether there was one.
+    def load(self) -> None:
+        """Read the saved state of this phase, if any, and set the trainable flags it had; before compiling.
 
         Raises:
-            ValueError: If it belongs to another model or the file is damaged.
+            ValueError: If it belongs to another model or another call, or the file is damaged.
         """
         if self.path is None or not self.path.exists():
-            return False
+            return
         try:
             with np.load(self.path, allow_pickle=False) as stored:
                 self._stored = {key: stored[key] for key in stored.files}
             state = json.loads(str(self._stored["state"]))
+            identity, trainable = state["identity"], state["trainable"]
+            self.rows, self.best, self.kept, self.done, self.audit = (
+                state[key] for key in ("rows", "best", "kept", "done", "audit")
+            )
+            self.best_weights = self._part("best")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{self.path} is damaged ({error}): delete it to start this phase anew.") from error
-        if state["paths"] != [v.path for v in self.owner.weights]:
-            raise ValueError(f"{self.path} was saved by another model: choose another run folder or delete it.")
-        set_trainable_layers(self.owner, tuple(state["trainable"]))
-        self.rows, self.best, self.kept, self.done = (state[k] for k in ("rows", "best", "kept", "done"))
-        self.audit = state["audit"]
+        wanted = json.loads(json.dumps({**self.identity, "trainable": trainable_layers(self.owner) or trainable}))
+        for key, value in wanted.items():
+            before = trainable if key == "trainable" else identity.get(key)
+            if before != value:
+                what = "another model" if key in ("model", "weights") else f"{key} = {before!r}, now it is {value!r}"
+                raise ValueError(f"{self.path} was saved with {what}. Choose another run folder, or delete it.")
+        set_trainable_layers(self.owner, trainable)
+
+    def restore(self, trained: keras.Model) -> bool:
+        """Put loaded weights into the model and loaded slots into the optimizer of `trained`; after compiling.
+
+        Returns:
+            Whether there were any.
+        """
+        if self._stored is None:
+            return False
+        self.owner.set_weights(self._part("weight"))
+        trained.optimizer.build(trained.trainable_variables)
+        for variable, value in zip(trained.optimizer.variables, self._part("optimizer"), strict=True):
+            variable.assign(value)
+        self._stored = None
         return True
 
-    def restore(self, optimizer: keras.optimizers.Optimizer, variables: list) -> None:
-        """Put the loaded weights into the model and the loaded slots into the optimizer; after compiling."""
-        count = len(self.owner.weights)
-        self.owner.set_weights([self._stored[f"weight_{k}"] for k in range(count)])
-        if "best_0" in self._stored:
-            self.best_weights = [self._stored[f"best_{k}"] for k in range(count)]
-        optimizer.build(variables)
-        for k, variable in enumerate(optimizer.variables):
-            variable.assign(self._stored[f"optimizer_{k}"])
+    def _part(self, name: str) -> list[np.ndarray]:
+        count = sum(key.startswith(f"{name}_") for key in self._stored)
+        return [self._stored[f"{name}_{k}"] for k in range(count)]

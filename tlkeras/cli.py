@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -82,14 +83,12 @@ def predict(
 ) -> None:
     """Predict the class of pictures."""
     from tlkeras.artifact import load_artifact
+    from tlkeras.pictures import PictureError, decode_picture
     from tlkeras.runs import MODEL_FOLDER
 
     _talk()
     artifact = load_artifact(run / MODEL_FOLDER if (run / MODEL_FOLDER).is_dir() else run)
-    rows, broken = [], []
-    from tlkeras.scan import PictureError, decode_picture
-
-    readable, arrays = [], []
+    rows, broken, readable, arrays = [], [], [], []
     for path in pictures:
         try:
             arrays.append(decode_picture(path, artifact.image_size))
@@ -97,9 +96,7 @@ def predict(
         except PictureError as error:
             broken.append(f"{path}: {error.reason}")
     if arrays:
-        for path, row in zip(readable, artifact.predict(arrays).probabilities, strict=True):
-            by_class = {name: float(p) for name, p in zip(artifact.class_names, row, strict=True)}
-            rows.append({"path": str(path), "label": max(by_class, key=by_class.get), "probabilities": by_class})
+        rows = dataclasses.replace(artifact.predict(arrays), paths=tuple(map(str, readable))).to_rows()
     if as_json:
         print(json.dumps(rows, indent=2))
     elif rows:

@@ -1,21 +1,49 @@
-"""Features: what a frozen backbone makes of pictures. CS231n calls them CNN codes."""
+"""Features: what a frozen backbone makes of pictures. CS231n calls them CNN codes.
+
+Pictures come as batches: a `tf.data.Dataset`, a `keras.utils.PyDataset` or a torch `DataLoader` of (images, labels),
+images (batch, height, width, 3) in [0, 255], of known length.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
 
+from tlkeras.freezing import transfer_of
+from tlkeras.heads import AUGMENTATION
+
+CACHE_LIMIT = 2_000_000_000  # bytes of features that training a head keeps in memory
+POOLING = keras.layers.GlobalAveragePooling2D | keras.layers.GlobalMaxPooling2D | keras.layers.Flatten
+
 
 def feature_model(model: keras.Model) -> keras.Model:
     """Get the frozen part of a classifier: from raw pictures to what the first layer with weights of the head takes.
 
-    For the default head that is the pooled features, (batch, channels).
+    For the default head that is the pooled features, (batch, channels); for a head that does not begin with a
+    pooling layer the feature map, (batch, height, width, channels).
     """
-    transfer = model.transfer
-    cut = "pool" if transfer.head_layers[0] == "pool" else transfer.stages[-1]
-    return keras.Model(model.inputs[0], model.get_layer(cut).output)
+    transfer = transfer_of(model)
+    features, first = model.get_layer(transfer.stages[-1]).output, model.get_layer(transfer.head_layers[0])
+    return keras.Model(model.inputs[0], first(features) if isinstance(first, POOLING) else features)
+
+
+def head_model(model: keras.Model) -> keras.Model:
+    """Get the rest of a classifier: from what `feature_model` gives to logits, with the model's own layers."""
+    layers = [model.get_layer(name) for name in transfer_of(model).head_layers]
+    inputs = outputs = keras.Input(feature_model(model).output_shape[1:])
+    for layer in layers[isinstance(layers[0], POOLING) :]:
+        outputs = layer(outputs)
+    return keras.Model(inputs, outputs)
+
+
+def count_views(model: keras.Model, num_pictures: int, views: int | None) -> int:
+    """Get how many views to store features of: `views`, or a default; 0 where they would not fit into memory."""
+    views = (4 if model.get_layer(AUGMENTATION).steps else 1) if views is None else views
+    num_bytes = 4 * math.prod(feature_model(model).output_shape[1:]) * num_pictures * views
+    return views if num_bytes <= CACHE_LIMIT else 0
 
 
 def compute_features(model: keras.Model, batches: Iterable, *, views: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -25,36 +53,116 @@ def compute_features(model: keras.Model, batches: Iterable, *, views: int = 1) -
     epoch of training.
 
     Args:
-        model: From `build_classifier`, its backbone frozen.
+        model: From `build_classifier`.
         batches: (images, labels) batches; images (batch, height, width, 3) in [0, 255].
-        views: Passes. The first is without augmentation, each further one with the model's augmentation.
+        views: Passes. The first is without the model's augmentation, each further one with it.
 
     Returns:
         Features, float32, (views * pictures, ...), and labels in the same order.
+
+    Raises:
+        ValueError: If `batches` is empty, without end, or not something that can be gone through again.
     """
-    network = feature_model(model)
+    count_batches(batches)
+    forward = _forward(model)
     outputs, labels = [], []
-    forward = _forward(network)
     for view in range(views):
         for images, truth in batches:
             outputs.append(np.asarray(forward(images, view > 0), dtype="float32"))
-            labels.append(np.asarray(truth))
-    if not outputs:
-        raise ValueError("The data set holds no batch. Has a filter or a `repeat(0)` emptied it?")
+            labels.append(keras.ops.convert_to_numpy(truth))
     return np.concatenate(outputs), np.concatenate(labels)
 
 
-def _forward(network: keras.Model) -> Callable[[object, bool], np.ndarray]:
-    """The network as compiled functions where the backend has them; `predict` costs twice as much a batch."""
+def count_batches(batches: Iterable) -> int:
+    """Get the number of batches.
+
+    Raises:
+        ValueError: If there are none, or no end, or nobody knows, or Keras's `fit` would not take them.
+    """
+    if hasattr(batches, "cardinality"):
+        count = int(batches.cardinality())
+    elif hasattr(batches, "__len__") and not isinstance(batches, list | tuple | dict | np.ndarray):
+        count = len(batches)
+    else:
+        raise ValueError(
+            "Pictures come as a tf.data.Dataset, a keras.utils.PyDataset with a length or a torch DataLoader of "
+            f"(images, labels) batches, got {type(batches).__name__}. For arrays: load_arrays(images, labels).train."
+        )
+    if count == 0:
+        raise ValueError("The data set is empty: it has no batch. Has a filter or `take(0)` emptied it?")
+    if count == -1:
+        raise ValueError("The data set never ends: leave out `repeat()`, epochs are counted here.")
+    if count < 0:
+        raise ValueError(
+            "The number of batches is unknown: add `.apply(tf.data.experimental.assert_cardinality(number))`."
+        )
+    return count
+
+
+def check_batches(model: keras.Model, batches: Iterable) -> int:
+    """Refuse data whose first batch cannot be right, before time is spent on them; get the number of pictures.
+
+    Raises:
+        ValueError: As `count_batches`; or if a batch is no pair, or pictures are not raw and in [0, 255], or labels do
+            not fit the task.
+    """
+    count = count_batches(batches)
+    batch = next(iter(batches))
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError("Each batch must be a pair (images, labels), as in `data.train`.")
+    images, labels = map(keras.ops.convert_to_numpy, batch)
+    if images.shape[1:] != model.input_shape[1:]:
+        raise ValueError(f"The model takes pictures of shape {model.input_shape}, got {images.shape}.")
+    low, high = float(images.min()), float(images.max())
+    if not (low > -0.5 and 1.5 < high < 255.5):
+        raise ValueError(
+            f"Pictures must be raw, in [0, 255]; the first batch lies in [{low:.3g}, {high:.3g}]. The model does the "
+            "preprocessing itself: leave out `preprocess_input` and any division by 255."
+        )
+    check_labels(model, labels)
+    return count * len(images)
+
+
+def check_labels(model: keras.Model, labels: np.ndarray) -> None:
+    """Refuse labels, (pictures,) or (pictures, outputs), that do not fit the model's task with a ValueError."""
+    task, width = transfer_of(model).task, model.output_shape[-1]
+    vector, matrix = labels.shape[1:] in ((), (1,)), labels.shape[1:] == (width,)
+    fits = (
+        labels.dtype.kind in "iufb"
+        and {
+            "classification": vector and np.isin(labels, range(width)),
+            "binary": vector and np.isin(labels, (0, 1)),
+            "multi-label": matrix and (0 <= labels) & (labels <= 1),
+            "regression": (matrix or (vector and width == 1)) and np.isfinite(labels),
+        }[task]
+    )
+    if not np.all(fits):
+        wanted = {
+            "classification": f"whole numbers from 0 to {width - 1}, (pictures,)",
+            "binary": "0 or 1, (pictures,)",
+            "multi-label": f"0 or 1, (pictures, {width})",
+            "regression": f"finite numbers, (pictures, {width})",
+        }[task]
+        raise ValueError(
+            f"Labels for {task} are {wanted}; got {labels.dtype} of shape {labels.shape}: {labels[:4]} ..."
+        )
+
+
+def _forward(model: keras.Model) -> Callable[[object, bool], np.ndarray]:
+    """The frozen part as a compiled function of pictures and whether to augment them."""
+    # Only the augmentation acts as in training; batch norm must not, whatever is frozen.
+    network, augmentation = feature_model(model), model.get_layer(AUGMENTATION)
     if keras.backend.backend() != "tensorflow":
         to_tensor = keras.ops.convert_to_tensor
-        return lambda images, training: keras.ops.convert_to_numpy(network(to_tensor(images), training=training))
+        return lambda images, augmented: network.predict_on_batch(
+            augmentation(to_tensor(images, "float32"), training=augmented)
+        )
     import tensorflow as tf
 
-    # One graph for training and one for inference, of any batch size: no retracing for the last, smaller batch.
-    signature = [tf.TensorSpec(network.input_shape, tf.float32)]
-    graphs = {
-        training: tf.function(lambda images, training=training: network(images, training=training), signature)
-        for training in (False, True)
-    }
-    return lambda images, training: graphs[training](tf.cast(images, tf.float32)).numpy()
+    def compile_for(augmented: bool):
+        # Of any batch size: no retracing for the last one. `predict` costs twice as much a batch.
+        signature = [tf.TensorSpec(network.input_shape, tf.float32)]
+        return tf.function(lambda images: network(augmentation(images, training=augmented), training=False), signature)
+
+    compiled = {augmented: compile_for(augmented) for augmented in (False, True)}
+    return lambda images, augmented: compiled[augmented](tf.cast(images, tf.float32)).numpy()

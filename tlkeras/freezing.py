@@ -8,10 +8,14 @@ model's compiled state away when it changes a flag, and `FreezeAudit` compares t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from numbers import Integral
 
 import keras
 import numpy as np
+
+from tlkeras.heads import Transfer
 
 
 class FreezeError(RuntimeError):
@@ -24,7 +28,7 @@ def freeze(model: keras.Model) -> None:
     Args:
         model: From `build_classifier`. It must be compiled again before `fit`, which `train_head` does.
     """
-    _set_trainable(model, set())
+    set_trainable_layers(model, ())
 
 
 def unfreeze_top(model: keras.Model, stages: int | float | str = 1, *, batch_norm: bool = False) -> tuple[str, ...]:
@@ -47,27 +51,28 @@ def unfreeze_top(model: keras.Model, stages: int | float | str = 1, *, batch_nor
     Raises:
         ValueError: If the model has no such stage or share.
     """
-    transfer = _transfer(model)
-    layers = transfer.backbone_layers
-    if isinstance(stages, str):
-        if stages not in transfer.stages:
-            raise ValueError(f"{transfer.backbone} has no stage {stages!r}; it has {', '.join(transfer.stages)}.")
-        start = layers.index(stages) + 1
-    elif isinstance(stages, float):
+    transfer = transfer_of(model)
+    names = transfer.stages
+    layers = [
+        name
+        for name in transfer.backbone_layers
+        if model.get_layer(name).weights and (batch_norm or not _is_batch_norm(model.get_layer(name)))
+    ]
+    if isinstance(stages, float):
         if not 0 < stages <= 1:
             raise ValueError(f"A share of layers lies in (0, 1], got {stages}. For a number of stages pass an int.")
-        weighted = [k for k, name in enumerate(layers) if model.get_layer(name).weights]
-        start = weighted[min(len(weighted) - round(stages * len(weighted)), len(weighted) - 1)]
+        chosen = layers[-max(1, round(stages * len(layers))) :]
     else:
-        if not 0 <= stages <= len(transfer.stages):
-            raise ValueError(f"{transfer.backbone} has {len(transfer.stages)} stages; cannot unfreeze {stages}.")
-        bottom = len(transfer.stages) - stages
-        start = 0 if bottom == 0 else layers.index(transfer.stages[bottom - 1]) + 1
-    chosen = {
-        name for name in layers[start:] if model.get_layer(name).weights and (batch_norm or not _is_norm(model, name))
-    }
-    _set_trainable(model, chosen)
-    return tuple(name for name in layers if name in chosen)
+        count = len(names) - 1 - names.index(stages) if stages in names else stages
+        if not isinstance(count, Integral) or not 0 <= count <= len(names):
+            raise ValueError(
+                f"{transfer.backbone} cannot unfreeze {stages!r}: pass a number of stages up to {len(names)}, a share "
+                f"such as 0.3, or the stage below the cut, one of {', '.join(names)}."
+            )
+        depths = stage_depths(transfer)
+        chosen = [name for name in layers if depths[name] < count]
+    set_trainable_layers(model, chosen)
+    return tuple(chosen)
 
 
 def freeze_batch_norm(model: keras.Model) -> int:
@@ -79,32 +84,59 @@ def freeze_batch_norm(model: keras.Model) -> int:
     Returns:
         How many layers were still trainable.
     """
-    transfer = _transfer(model)
-    names = {name for name in transfer.backbone_layers if model.get_layer(name).trainable_weights}
-    kept = {name for name in names if not _is_norm(model, name)}
-    if kept != names:
-        _set_trainable(model, kept)
+    names = trainable_layers(model)
+    kept = [name for name in names if not _is_batch_norm(model.get_layer(name))]
+    set_trainable_layers(model, kept)
     return len(names) - len(kept)
 
 
-def set_trainable_layers(model: keras.Model, names: tuple[str, ...]) -> None:
-    """Train exactly these layers of the backbone, as listed by `trainable_layers`; for resuming a run."""
-    _set_trainable(model, set(names))
+def set_trainable_layers(model: keras.Model, names: Iterable[str]) -> None:
+    """Train exactly these layers of the backbone, as listed by `trainable_layers`, and freeze the others.
+
+    Raises:
+        ValueError: If the backbone has no layer of that name.
+    """
+    transfer, names = transfer_of(model), set(names)
+    if unknown := names - set(transfer.backbone_layers):
+        raise ValueError(f"{transfer.backbone} has no layers named {', '.join(sorted(unknown))}.")
+    for layer in map(model.get_layer, transfer.backbone_layers):
+        if layer.trainable != (layer.name in names):
+            layer.trainable = layer.name in names
+            model.compiled = False  # so that a bare `fit` refuses instead of training the old set
 
 
 def trainable_layers(model: keras.Model) -> tuple[str, ...]:
     """Names of the backbone's layers that would train now, in the order of the graph."""
-    return tuple(name for name in _transfer(model).backbone_layers if model.get_layer(name).trainable_weights)
+    layers = map(model.get_layer, transfer_of(model).backbone_layers)
+    return tuple(layer.name for layer in layers if layer.trainable and layer.weights)
+
+
+def stage_depths(transfer: Transfer) -> dict[str, int]:
+    """Number of stages above each layer of the backbone: 0 for the layers of the top stage."""
+    depths, depth = {}, len(transfer.stages) - 1
+    for name in transfer.backbone_layers:
+        depths[name] = depth
+        depth -= name in transfer.stages
+    return depths
+
+
+def transfer_of(model: keras.Model) -> Transfer:
+    """What `build_classifier` noted about a model; ValueError for a model that it did not make."""
+    if not hasattr(model, "transfer"):
+        raise ValueError(
+            "This model was not made by build_classifier or load_artifact, so its backbone and stages are unknown."
+        )
+    return model.transfer
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What a phase of training did to the weights; counts of variables.
+    """What a phase of training did to the weights; counts and names of variables.
 
     Attributes:
-        planned: Variables that the plan lets move.
+        planned: Number of variables that the plan lets train.
         moved: Of these, how many did. A few may not: a ReLU unit that never fires has no gradient.
-        frozen: Variables that must not move.
+        frozen: Number of variables that must not move.
         frozen_moved: Names of those that did.
         statistics_moved: Names of the backbone's batch-norm means and variances that moved.
         optimizer_missing: Trainable variables that the optimizer does not hold.
@@ -120,14 +152,29 @@ class AuditReport:
     optimizer_extra: tuple[str, ...]
 
     @property
-    def holds(self) -> bool:
-        """Whether the truth agrees with the plan."""
-        wrong = self.frozen_moved or self.optimizer_missing or self.optimizer_extra
-        return not wrong and (self.moved > 0 or self.planned == 0)
+    def problem(self) -> str | None:
+        """What is wrong and what to do about it; None where the truth agrees with the plan."""
+        if self.frozen_moved:
+            why = "A `trainable` flag was changed without compiling again"
+            if set(self.statistics_moved) & set(self.frozen_moved):
+                why = "Batch norm ran in training mode, which `training=False` does not prevent inside `fit`"
+            shown = ", ".join(self.frozen_moved[:3]) + (" ..." if len(self.frozen_moved) > 3 else "")
+            return (
+                f"{len(self.frozen_moved)} frozen variables moved ({shown}). {why}. Use `freeze` or `unfreeze_top` on "
+                "a model from `build_classifier`, then `train_head` or `fine_tune`."
+            )
+        if self.optimizer_missing or self.optimizer_extra:
+            return (
+                f"The optimizer lacks {len(self.optimizer_missing)} trainable variables and holds "
+                f"{len(self.optimizer_extra)} frozen ones: the model was not compiled after `trainable` changed."
+            )
+        if not self.moved:
+            return "No trainable variable moved. Is the learning rate 0, or is everything frozen?"
+        return None
 
     def to_dict(self) -> dict:
         """Get a dictionary that JSON can hold."""
-        return {**asdict(self), "holds": self.holds}
+        return {**asdict(self), "holds": self.problem is None}
 
     @classmethod
     def from_dict(cls, values: dict) -> AuditReport:
@@ -135,14 +182,11 @@ class AuditReport:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "holds"})
 
     def __str__(self) -> str:
+        in_step = not (self.optimizer_missing or self.optimizer_extra)
         return (
-            f"moved {self.moved} of {self.planned} trainable variables, {len(self.frozen_moved)} of {self.frozen} frozen "
-            f"ones, {len(self.statistics_moved)} batch-norm statistics; the optimizer "
-            + (
-                "holds exactly the trainable set"
-                if not self.optimizer_missing + self.optimizer_extra
-                else "is out of step"
-            )
+            f"moved {self.moved} of {self.planned} trainable variables, {len(self.frozen_moved)} of {self.frozen} "
+            f"frozen ones, {len(self.statistics_moved)} batch-norm statistics; the optimizer "
+            + ("holds exactly the trainable set" if in_step else "is out of step")
         )
 
 
@@ -153,19 +197,28 @@ class FreezeAudit:
         model.fit(...)
         print(audit.check())
 
-    The plan is read at the start: what was trainable then may move, nothing else, and no batch-norm statistic
-    of a frozen layer. Costs one copy of the weights in memory.
+    The plan is read at the start: what was trainable then may move, nothing else. Works on any Keras model, nested
+    ones included. Costs one copy of the weights in memory.
     """
 
-    def __init__(self, model: keras.Model):
-        """Take the copy and the plan."""
+    def __init__(self, model: keras.Model, *, batch_norm: bool = False):
+        """Take the copy and the plan.
+
+        Args:
+            model: Before training, its flags as they should be.
+            batch_norm: Whether the statistics of batch-norm layers that are trainable may move too. Those of frozen
+                layers never may; those of a head's own batch norm always may.
+        """
         self.model = model
-        self._trainable = {v.path for v in model.trainable_variables}
-        frozen_norms = (layer for layer in flatten(model) if _has_statistics(layer) and not layer.trainable)
-        self._statistics = {v.path for layer in frozen_norms for v in layer.non_trainable_variables}
-        live_norms = (layer for layer in flatten(model) if _has_statistics(layer) and layer.trainable)
-        self._live_statistics = {v.path for layer in live_norms for v in (layer.moving_mean, layer.moving_variance)}
-        self._before = {v.path: np.array(v) for v in model.weights}
+        self._before = [(v, np.array(v)) for v in model.weights]
+        self._planned = {id(v) for v in model.trainable_variables}
+        names = model.transfer.head_layers if hasattr(model, "transfer") else ()
+        head = [layer for name in names for layer in model.get_layer(name)._flatten_layers()]
+        norms = [layer for layer in model._flatten_layers() if _is_batch_norm(layer) and layer not in head]
+        self._statistics = {id(v) for layer in norms for v in (layer.moving_mean, layer.moving_variance)}
+        live = {id(v) for layer in head + (norms if batch_norm else []) for v in layer.weights}
+        locked = {id(v) for layer in model._flatten_layers() if not layer.trainable for v in layer.weights}
+        self._allowed = self._planned | (live - locked)
 
     def check(self, *, raise_error: bool = True) -> AuditReport:
         """Compare the weights now with those at the start.
@@ -176,78 +229,29 @@ class FreezeAudit:
         Raises:
             FreezeError: If a frozen variable moved, no trainable one did, or the optimizer holds another set.
         """
-        moved = {v.path for v in self.model.weights if not np.array_equal(self._before[v.path], np.array(v))}
-        frozen = set(self._before) - self._trainable - self._live_statistics
-        held = _optimizer_variables(self.model)
-        backbone = set(self.model.transfer.backbone_layers) if hasattr(self.model, "transfer") else None
-        statistics = {
-            path for path in moved & (self._statistics | self._live_statistics)
-            if path.endswith(("moving_mean", "moving_variance")) and (backbone is None or path.split("/")[0] in backbone)
-        }  # fmt: skip
+        # Compared bit by bit, so that a weight that became NaN counts as moved once.
+        moved = {id(v) for v, before in self._before if before.tobytes() != np.array(v).tobytes()}
+        optimizer = getattr(self.model, "optimizer", None)
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # a loss scaler wraps it under mixed precision
+        built = optimizer is not None and optimizer.built
+        held = {id(v) for v in optimizer._trainable_variables} if built else self._planned
+
+        def paths(chosen: set[int]) -> tuple[str, ...]:
+            return tuple(v.path for v, _ in self._before if id(v) in chosen)
+
         report = AuditReport(
-            planned=len(self._trainable),
-            moved=len(moved & self._trainable),
-            frozen=len(frozen),
-            frozen_moved=tuple(sorted(moved & frozen)),
-            statistics_moved=tuple(sorted(statistics)),
-            optimizer_missing=() if held is None else tuple(sorted(self._trainable - held)),
-            optimizer_extra=() if held is None else tuple(sorted(held - self._trainable)),
+            planned=len(self._planned),
+            moved=len(moved & self._planned),
+            frozen=len(self._before) - len(self._allowed),
+            frozen_moved=paths(moved - self._allowed),
+            statistics_moved=paths(moved & self._statistics),
+            optimizer_missing=paths(self._planned - held),
+            optimizer_extra=paths(held - self._planned),
         )
-        if raise_error and not report.holds:
-            raise FreezeError(_explain(report))
+        if raise_error and report.problem:
+            raise FreezeError(report.problem)
         return report
 
 
-def flatten(model: keras.Model) -> list[keras.Layer]:
-    """All layers of a model, those of nested models included."""
-    return [layer for layer in model._flatten_layers(include_self=False)]
-
-
-def _explain(report: AuditReport) -> str:
-    if report.frozen_moved:
-        shown = ", ".join(report.frozen_moved[:3])
-        return (
-            f"{len(report.frozen_moved)} frozen variables moved ({shown} ...). A `trainable` flag was changed without "
-            "compiling again, or batch norm ran in training mode. Use `freeze` or `unfreeze_top`, then `train_head` or "
-            "`fine_tune`."
-        )
-    if report.optimizer_missing or report.optimizer_extra:
-        return (
-            f"The optimizer lacks {len(report.optimizer_missing)} trainable variables and holds "
-            f"{len(report.optimizer_extra)} frozen ones: the model was not compiled after `trainable` changed."
-        )
-    return "No trainable variable moved. Is the learning rate 0, the data empty, or the loss not a number?"
-
-
-def _optimizer_variables(model: keras.Model) -> set[str] | None:
-    optimizer = getattr(model, "optimizer", None)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # a loss scaler wraps it under mixed precision
-    if optimizer is None or not optimizer.built:
-        return None
-    return {v.path for v in optimizer._trainable_variables}
-
-
-def _set_trainable(model: keras.Model, names: set[str]) -> None:
-    transfer = _transfer(model)
-    unknown = names - set(transfer.backbone_layers)
-    if unknown:
-        raise ValueError(f"{transfer.backbone} has no layers named {sorted(unknown)}.")
-    before = [v.path for v in model.trainable_variables]
-    for name in transfer.backbone_layers:
-        model.get_layer(name).trainable = name in names
-    if [v.path for v in model.trainable_variables] != before:
-        model.compiled = False  # so that a bare `fit` refuses instead of training the old set
-
-
-def _transfer(model: keras.Model):
-    if not hasattr(model, "transfer"):
-        raise ValueError("This model was not made by tlkeras.build_classifier, so its backbone and stages are unknown.")
-    return model.transfer
-
-
-def _is_norm(model: keras.Model, name: str) -> bool:
-    return _has_statistics(model.get_layer(name))
-
-
-def _has_statistics(layer: keras.Layer) -> bool:
+def _is_batch_norm(layer: keras.Layer) -> bool:
     return isinstance(layer, keras.layers.BatchNormalization)

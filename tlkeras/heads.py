@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 
 import keras
 
@@ -66,15 +67,17 @@ def build_head(
         softmax: losses are told so, and `evaluation.predict` applies it.
 
     Raises:
-        ValueError: If a count is below 1, dropout outside [0, 1) or pooling unknown.
+        ValueError: If a count is not a whole number of 1 or more, dropout outside [0, 1) or pooling unknown.
 
     Examples:
     >>> [layer.name for layer in build_head(3, hidden=(64,)).layers]
     ['pool', 'hidden_1', 'dropout', 'logits']
     """
+    if not isinstance(hidden, Sequence) or isinstance(hidden, str):
+        raise ValueError(f"hidden lists the units of each layer, such as (256,), got {hidden!r}.")
     for name, value in [("num_outputs", num_outputs), *(("hidden", units) for units in hidden)]:
-        if int(value) != value or value < 1:
-            raise ValueError(f"{name} must be whole and at least 1, got {value!r}.")
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}.")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is a share in [0, 1), got {dropout!r}.")
     pools = {
@@ -88,9 +91,8 @@ def build_head(
     layers += [keras.layers.Dense(units, activation="relu", name=f"hidden_{k + 1}") for k, units in enumerate(hidden)]
     layers += [keras.layers.Dropout(dropout, name="dropout")] if dropout else []
     # Logits stay float32 under mixed precision: a float16 softmax loses small probabilities.
-    return keras.Sequential(
-        [*layers, keras.layers.Dense(int(num_outputs), dtype="float32", name="logits")], name="head"
-    )
+    logits = keras.layers.Dense(int(num_outputs), dtype="float32", name="logits")
+    return keras.Sequential([*layers, logits], name="head")
 
 
 def build_classifier(
@@ -114,7 +116,8 @@ def build_classifier(
         num_classes: Classes; labels of a multi-label task; values of a regression. Ignored for "binary".
         task: "classification" (integer labels), "binary" (labels 0 or 1, one logit), "multi-label" (0/1
             matrix) or "regression" (floats).
-        head: Any layer from the feature map to (batch, outputs). Default: `build_head(num_classes)`.
+        head: Any layer from the feature map to logits (batch, outputs); it is used itself, not copied, so each
+            model needs its own. Default: `build_head(num_classes)`.
         stage: Where the head sits: a name from `backbone.stages`, or an index into it (-2 is the last but
             one). Default: the last. Layers above it are left out.
         augmentation: A layer applied to the raw pictures in training only, such as `light_augmentation()`.
@@ -124,25 +127,28 @@ def build_classifier(
         `model.transfer` set. The backbone's layers are frozen.
 
     Raises:
-        ValueError: If the task or the stage is unknown or `num_classes` does not fit the task.
+        ValueError: If the task or the stage is unknown, or `num_classes` or the head does not fit the task.
+        TypeError: If `backbone` did not come from `load_backbone`.
     """
     from tlkeras.freezing import freeze
 
+    if not isinstance(backbone, Backbone):
+        raise TypeError(f"backbone comes from load_backbone(name), got {type(backbone).__name__}.")
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(map(repr, TASKS))}, got {task!r}.")
     if task == "classification" and num_classes < 2:
         raise ValueError(f"A classification needs 2 or more classes, got {num_classes}. Is it task='binary'?")
     num_outputs = 1 if task == "binary" else num_classes
     stages = _stages_up_to(backbone, stage)
-    copy = copy_graph(backbone.model, augmentation=augmentation)
+    copy = _copy_graph(backbone.model, augmentation)
     inputs, features = copy.inputs[0], copy.get_layer(stages[-1]).output
     head = build_head(num_outputs) if head is None else head
     steps = head.layers if isinstance(head, keras.Sequential) else [head]
     outputs = features
     for layer in steps:
         outputs = layer(outputs)
-    if outputs.shape[-1] != num_outputs:
-        raise ValueError(f"The head gives {outputs.shape[-1]} outputs; task {task!r} wants {num_outputs}.")
+    if tuple(outputs.shape) != (None, num_outputs):
+        raise ValueError(f"The head gives {tuple(outputs.shape)}; task {task!r} wants (None, {num_outputs}).")
     model = keras.Model(inputs, outputs, name=f"{backbone.name}_classifier")
     kept = {id(layer) for layer in keras.Model(inputs, features).layers}
     model.transfer = Transfer(
@@ -163,42 +169,28 @@ def build_classifier(
     return model
 
 
-def copy_graph(model: keras.Model, *, augmentation: keras.Layer | None = None) -> keras.Model:
-    """Get an independent copy of a flat model with the same weights and another augmentation in front.
-
-    Built for the dtype policy in force, so `keras.config.set_dtype_policy("mixed_float16")` before
-    `build_classifier` is all that mixed precision takes.
-
-    Args:
-        model: A flat functional model whose first layer is named "augmentation".
-        augmentation: Takes that layer's place; None leaves the pictures as they are.
-
-    Returns:
-        The copy, with dropout switched off in every layer that had it.
-    """
+def _copy_graph(model: keras.Model, augmentation: keras.Layer | None) -> keras.Model:
+    """Get a copy with weights of its own, `augmentation` in front, no dropout, and the dtype policy in force."""
+    if model.layers[1].name != AUGMENTATION:
+        raise ValueError(f"The backbone's first layer must be named {AUGMENTATION!r}, such as an Identity.")
     policy = keras.config.dtype_policy().name
 
     def clone(layer: keras.Layer) -> keras.Layer:
         if layer.name == AUGMENTATION:
-            layers = [] if augmentation is None else [augmentation]
-            return Augmentation(layers, name=AUGMENTATION)
+            return Augmentation([] if augmentation is None else [augmentation], name=AUGMENTATION, dtype="float32")
         config = layer.get_config()
-        if isinstance(layer, keras.layers.Dropout):
-            config["rate"] = 0.0
-        # Scaling 0-255 in float16 is exact enough, but a mean subtracted in it is not: preprocessing stays float32.
-        if layer.weights and not isinstance(layer, keras.layers.Normalization):
-            config["dtype"] = policy
+        # A mean subtracted in float16 loses too much: preprocessing stays float32.
+        prepares = isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization)
+        config["dtype"] = "float32" if prepares else policy
+        for rate in {"rate", "drop_path_rate"} & set(config):
+            config[rate] = 0.0
         return type(layer).from_config(config)
 
     copy = keras.models.clone_model(model, clone_function=clone)
     for old, new in zip(model.layers, copy.layers, strict=True):
-        if old.weights and old.name != AUGMENTATION:
-            copy.get_layer(old.name).set_weights(old.get_weights())
-        new.trainable = old.trainable
-    copy = keras.Model(copy.inputs[0], copy.outputs[0], name=model.name)  # clone_model wraps the input in a list
-    if hasattr(model, "transfer"):
-        copy.transfer = model.transfer
-    return copy
+        if old.name != AUGMENTATION:
+            new.set_weights(old.get_weights())
+    return keras.Model(copy.inputs[0], copy.outputs[0], name=model.name)  # clone_model wraps the input in a list
 
 
 @keras.saving.register_keras_serializable("tlkeras")

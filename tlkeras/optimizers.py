@@ -1,10 +1,12 @@
-"""Learning rates that differ from layer to layer, and the schedule over time."""
+"""What is minimized and how: losses, learning rates that differ from layer to layer, and their schedule."""
 
 from __future__ import annotations
 
 import math
 
 import keras
+
+from tlkeras.freezing import stage_depths, transfer_of
 
 
 @keras.saving.register_keras_serializable("tlkeras")
@@ -20,15 +22,14 @@ class DiscriminativeAdam(keras.optimizers.Adam):
         super().__init__(learning_rate=learning_rate, **options)
         self.factors = dict(factors or {})
 
-    def build(self, variables):
-        """Make the slots, and the list of factors in the variables' order."""
-        super().build(variables)
-        self._factor_list = [float(self.factors.get(variable.path, 1.0)) for variable in variables]
-
-    def update_step(self, gradient, variable, learning_rate):
-        """Update one variable; `learning_rate` is the schedule's, before the factor."""
-        factor = self._factor_list[self._get_variable_index(variable)]
-        super().update_step(gradient, variable, learning_rate * factor)
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        # Not `update_step`: the torch backend updates all variables at once and never calls it.
+        groups: dict[float, list] = {}
+        for pair in zip(grads, trainable_variables, strict=True):
+            groups.setdefault(float(self.factors.get(pair[1].path, 1.0)), []).append(pair)
+        for factor, pairs in groups.items():
+            some_grads, variables = map(list, zip(*pairs, strict=True))
+            super()._backend_update_step(some_grads, variables, learning_rate * factor)
 
     def get_config(self):
         """Get what `from_config` needs."""
@@ -46,23 +47,20 @@ def learning_rate_factors(model: keras.Model, head_factor: float, stage_decay: f
     Returns:
         Factors by variable path.
     """
-    transfer = model.transfer
-    stage_of, stage = {}, 0
-    for name in transfer.backbone_layers:
-        stage_of[name] = stage
-        if stage < len(transfer.stages) - 1 and name == transfer.stages[stage]:
-            stage += 1
-    top = len(transfer.stages) - 1
-    factors = {}
-    for layer in model.layers:
-        depth = top - stage_of[layer.name] if layer.name in stage_of else None
-        for variable in layer.trainable_variables:
-            factors[variable.path] = head_factor if depth is None else stage_decay**depth
-    return factors
+    depths = stage_depths(transfer_of(model))
+    return {
+        variable.path: stage_decay ** depths[layer.name] if layer.name in depths else head_factor
+        for layer in model.layers
+        for variable in layer.trainable_variables
+    }
 
 
 def warmup_cosine(peak: float, num_steps: int, warmup: float) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Get a learning rate that rises to `peak` over the share `warmup` of the steps and falls to 0 as a cosine."""
+    """Get a learning rate that rises to `peak` over the share `warmup` of the steps and falls to 0 as a cosine.
+
+    Raises:
+        ValueError: If `peak` is not a positive number.
+    """
     if not (math.isfinite(peak) and peak > 0):
         raise ValueError(f"learning_rate must be positive, got {peak!r}.")
     rising = int(warmup * num_steps)
@@ -71,3 +69,29 @@ def warmup_cosine(peak: float, num_steps: int, warmup: float) -> keras.optimizer
     return keras.optimizers.schedules.CosineDecay(
         peak / rising, max(num_steps - rising, 1), warmup_target=peak, warmup_steps=rising
     )
+
+
+@keras.saving.register_keras_serializable("tlkeras")
+class SmoothedCrossentropy(keras.losses.CategoricalCrossentropy):
+    """Cross-entropy with label smoothing for integer labels; Keras has it for one-hot labels only."""
+
+    def call(self, y_true, y_pred):
+        """Get the loss of each picture, (batch,)."""
+        classes = keras.ops.cast(keras.ops.reshape(y_true, (-1,)), "int32")
+        return super().call(keras.ops.one_hot(classes, y_pred.shape[-1]), y_pred)
+
+
+def make_objective(model: keras.Model, label_smoothing: float) -> dict:
+    """Get the loss and the metrics of the model's task, as arguments for `compile`."""
+    task = model.transfer.task
+    if task == "regression":
+        error = keras.metrics.MeanAbsoluteError(name="mean_absolute_error")
+        return {"loss": keras.losses.MeanSquaredError(), "metrics": [error]}
+    if task in ("binary", "multi-label"):
+        accuracy = keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)  # the model gives logits
+        loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=label_smoothing)
+        return {"loss": loss, "metrics": [accuracy]}
+    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    if label_smoothing:
+        return {"loss": SmoothedCrossentropy(True, label_smoothing), "metrics": [accuracy]}
+    return {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "metrics": [accuracy]}

@@ -7,46 +7,17 @@ to a file with `axes.figure.savefig("curve.png")`.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tlkeras import style
+from tlkeras.evaluation import calibration_error, confidence_bins
+from tlkeras.intervals import wilson_interval
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# Okabe and Ito, 2008, https://jfly.uni-koeln.de/color/: told apart with every kind of colour vision.
-BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-INK, GREY, PALE = "#222222", "#767676", "#D9D9D9"
-LONGEST_NAME = 22
-
-STYLE = {
-    "font.size": 10,
-    "text.color": INK,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.facecolor": "white",
-    "figure.facecolor": "white",
-    "figure.dpi": 100,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "lines.linewidth": 2,
-    "lines.markersize": 5,
-    "legend.frameon": False,
-    "legend.handlelength": 2.8,  # long enough to see a dashed line as dashed
-}
 
 
 def plot_history(
@@ -59,9 +30,6 @@ def plot_history(
         metric: "accuracy" or "loss", or any other number in the rows.
         title: The finding, in a sentence.
         ax: Where to draw; a new figure by default.
-
-    Returns:
-        The Axes.
 
     Raises:
         ValueError: If there are no rows, the metric is in none, or the seeds went through different phases.
@@ -81,19 +49,15 @@ def plot_history(
         raise ValueError(f"The rows hold no {metric!r}; they hold {known}.")
 
     epochs = np.array([row["epoch"] for row in runs[0]])
-    with _style():
-        ax = _axes(ax, (6.4, 4.0))
-        for key, name, dashes, colour in (
-            (metric, "train", "--", ORANGE),
-            (f"val_{metric}", "validation", "-", BLUE),
-        ):
+    with style.house():
+        ax = style.axes_of(ax, (6.4, 4.0))
+        curves = {metric: ("train", "--", style.ORANGE), f"val_{metric}": ("validation", "-", style.BLUE)}
+        for key, (name, dashes, colour) in curves.items():
             if any(key not in row for run in runs for row in run):
                 continue
             values = np.array([[row[key] for row in run] for run in runs])
-            marker = (
-                {"marker": "o", "markerfacecolor": "white" if key == metric else colour} if num_epochs <= 15 else {}
-            )
-            ax.plot(epochs, values.mean(axis=0), dashes, color=colour, label=name, **marker)
+            dots = {"marker": "o" if num_epochs <= 15 else "", "markerfacecolor": "white" if key == metric else colour}
+            ax.plot(epochs, values.mean(axis=0), dashes, color=colour, label=name, **dots)
             if len(runs) > 1:
                 ax.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.18, linewidth=0)
         starts = [0, *(k for k in range(1, num_epochs) if phases[k] != phases[k - 1])]
@@ -101,27 +65,18 @@ def plot_history(
         ax.margins(y=0.08)
         for start in starts:
             if start:
-                ax.axvline((epochs[start - 1] + epochs[start]) / 2, color=GREY, linewidth=0.8, label="_boundary")
-            # Above the frame, where no curve can run through it.
-            ax.annotate(
-                phases[start],
-                (epochs[start] - 0.5, 1),
-                (3, 3),
-                xycoords=ax.get_xaxis_transform(),
-                textcoords="offset points",
-                color=GREY,
-                fontsize=9,
-            )
+                ax.axvline((epochs[start - 1] + epochs[start]) / 2, color=style.GREY, linewidth=0.8, label="_boundary")
+            style.note_above(ax, phases[start], epochs[start] - 0.5, shift=3)
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         unit = "accuracy (%)" if metric.endswith("accuracy") else f"{metric} (nats)" if metric == "loss" else metric
         if metric.endswith("accuracy"):
-            _percent(ax.yaxis)
+            style.show_percent(ax.yaxis)
         ax.set_xlabel("epoch", loc="left")
         # Under the frame beside the label, where it hides no curve: 23 points below, whatever the size.
         below = ax.transAxes + ScaledTranslation(0, -23 / 72, ax.get_figure(root=True).dpi_scale_trans)
         place = {"loc": "upper right", "bbox_to_anchor": (1, 0), "bbox_transform": below}
         ax.legend(ncols=2, borderaxespad=0, borderpad=0, **place)
-        _finish(ax, title, None, unit, pad=18)
+        style.finish(ax, title, None, unit, pad=18)
     return ax
 
 
@@ -136,9 +91,6 @@ def plot_confusion(
         title: The finding, in a sentence.
         ax: Where to draw; a new figure by default.
 
-    Returns:
-        The Axes.
-
     Raises:
         ValueError: If the matrix is not square or the names are not as many.
     """
@@ -147,24 +99,24 @@ def plot_confusion(
     if matrix.shape != (k, k):
         raise ValueError(f"{k} class names want a matrix of shape {(k, k)}, got {matrix.shape}.")
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    names = [_shortened(name) for name in class_names]
+    names = [style.shortened(name) for name in class_names]
     if len(set(names)) < k:  # "species … (left)" twice: numbers keep them apart
         names = [f"{index}: {name}" for index, name in enumerate(names)]
-    with _style():
+    with style.house():
         step = math.ceil(k / 40)
         size = 10 if k <= 10 else 8 if k <= 25 else 7
         upright = max(map(len, names)) * k > 40
         cells = min(max(0.36 * k, min(1.1 * k, 5)), 12)
         room = max(map(len, names)) * size * 0.0085  # inches that the names take beside the cells
-        ax = _axes(ax, (cells + room + 2.2, cells + 1.1 + (room * 0.75 if upright else 0)))
+        ax = style.axes_of(ax, (cells + room + 2.2, cells + 1.1 + (room * 0.75 if upright else 0)))
         image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for row, column in np.ndindex(matrix.shape) if k <= 20 else ():
-            count, colour = matrix[row, column], "white" if share[row, column] > 0.55 else INK
+            count, colour = matrix[row, column], "white" if share[row, column] > 0.55 else style.INK
             if k <= 6:
                 text = f"{count:,}\n{share[row, column]:.0%}"
             else:
                 text = f"{count:,}" if count else ""  # zeros would hide the mistakes
-            ax.text(column, row, text, ha="center", va="center", color=colour if count else GREY, fontsize=size)
+            ax.text(column, row, text, ha="center", va="center", color=colour if count else style.GREY, fontsize=size)
         ax.set_xticks(range(0, k, step), names[::step], fontsize=size)
         ax.set_yticks(range(0, k, step), names[::step], fontsize=size)
         if upright:
@@ -173,9 +125,9 @@ def plot_confusion(
                 label.set(ha="center" if k > 12 else "right", rotation_mode="anchor" if k <= 12 else "default")
         bar = ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
         bar.outline.set_visible(False)
-        _percent(bar.ax.yaxis)
+        style.show_percent(bar.ax.yaxis)
         bar.set_label("share of the true class (%)")
-        _finish(ax, title, "predicted class", "true class", grid=None)
+        style.finish(ax, title, "predicted class", "true class", grid=None)
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
     return ax
@@ -217,11 +169,11 @@ def plot_pictures(
     grid_rows = math.ceil(len(images) / columns)
 
     def name_of(index: int) -> str:
-        return _shortened(class_names[index]) if class_names is not None else str(index)
+        return style.shortened(class_names[index]) if class_names is not None else str(index)
 
-    with _style():
+    with style.house():
         lines = 1 if predicted is None else 2
-        figure = _new_figure((1.9 * columns, (1.9 + 0.2 * lines) * grid_rows + (0.5 if title else 0.1)))
+        figure = style.new_figure((1.9 * columns, (1.9 + 0.2 * lines) * grid_rows + (0.5 if title else 0.1)))
         grid = figure.subplots(grid_rows, columns, squeeze=False).ravel()
         for ax in grid[len(images) :]:
             ax.set_visible(False)
@@ -236,13 +188,14 @@ def plot_pictures(
                     row = np.atleast_1d(probabilities[index])
                     sure = f" {row[predicted[index]] if len(row) > 1 else row[0]:.0%}"
                 caption = f"✗ {name_of(predicted[index])}{sure}\nis {caption}" if wrong else f"✓ {caption}{sure}"
-            longest = max(map(len, caption.split("\n")))
-            size = 9 if longest <= 20 else 7.5
-            weight = "bold" if wrong else "normal"
-            ax.set_title(caption, fontsize=size, loc="left", pad=4, color=VERMILLION if wrong else INK, weight=weight)
-            ax.spines[:].set(visible=True, color=VERMILLION if wrong else PALE, linewidth=3 if wrong else 0.8)
+            small = max(map(len, caption.split("\n"))) > 20
+            text = {"color": style.VERMILLION, "weight": "bold"} if wrong else {"weight": "normal"}
+            frame = {"color": style.VERMILLION, "linewidth": 3} if wrong else {"color": style.PALE, "linewidth": 0.8}
+            ax.set_title(caption, fontsize=7.5 if small else 9, loc="left", pad=4, **text)
+            ax.spines[:].set(visible=True, **frame)
         if title:
-            figure.suptitle(_wrapped(title, figure.get_figwidth()), fontsize=11, fontweight="bold", x=0.02, ha="left")
+            title = style.wrapped(title, figure.get_figwidth())
+            figure.suptitle(title, fontsize=11, fontweight="bold", x=0.02, ha="left")
     return grid[: len(images)]
 
 
@@ -265,9 +218,6 @@ def plot_intervals(
         title: The finding, in a sentence.
         ax: Where to draw; a new figure by default.
 
-    Returns:
-        The Axes.
-
     Raises:
         ValueError: If there is nothing to draw or an interval does not hold its value.
     """
@@ -279,25 +229,23 @@ def plot_intervals(
             raise ValueError(f"{name!r}: expected low <= value <= high, got {low}, {value}, {high}.")
     value, low, high = np.array(triples, dtype=float).T
     percent = "(%)" in label
-    with _style():
-        ax = _axes(ax, (6.4, 1.3 + 0.45 * len(intervals)))
+    with style.house():
+        ax = style.axes_of(ax, (6.4, 1.3 + 0.45 * len(intervals)))
         places = np.arange(len(intervals))
         error = np.abs(np.stack([value - low, high - value]))
-        ax.errorbar(value, places, xerr=error, fmt="o", color=BLUE, markersize=7, elinewidth=2, capsize=4)
+        ax.errorbar(value, places, xerr=error, fmt="o", color=style.BLUE, markersize=7, elinewidth=2, capsize=4)
         for place, middle in zip(places, value, strict=True):
             text = f"{100 * middle:.1f}" if percent else f"{middle:.3g}"
             ax.annotate(text, (middle, place), (0, 6), textcoords="offset points", ha="center", fontsize=9)
-        ax.set_yticks(places, [_shortened(name, 34) for name in intervals])
+        ax.set_yticks(places, [style.shortened(name, 34) for name in intervals])
         ax.set_ylim(len(intervals) - 0.5, -0.7)
         ax.margins(x=0.08)
         if baseline is not None:
-            ax.axvline(baseline, color=GREY, linewidth=0.8)
-            corner = (baseline, 1)
-            place = {"xycoords": ax.get_xaxis_transform(), "textcoords": "offset points"}
-            ax.annotate(baseline_name, corner, (0, 3), ha="center", color=GREY, fontsize=9, **place)
+            ax.axvline(baseline, color=style.GREY, linewidth=0.8)
+            style.note_above(ax, baseline_name, baseline, ha="center")
         if percent:
-            _percent(ax.xaxis)
-        _finish(ax, title, label, None, grid="x", pad=18 if baseline is not None else 12)
+            style.show_percent(ax.xaxis)
+        style.finish(ax, title, label, None, grid="x", pad=18 if baseline is not None else 12)
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
     return ax
@@ -323,14 +271,9 @@ def plot_reliability(
         title: The finding, in a sentence.
         ax: Where to draw; a new figure by default.
 
-    Returns:
-        The Axes.
-
     Raises:
         ValueError: If there is no picture.
     """
-    from tlkeras.evaluation import calibration_error, confidence_bins, wilson_interval
-
     probabilities, truth = np.asarray(probabilities), np.asarray(truth)
     if not len(truth):
         raise ValueError("There is no picture to plot.")
@@ -340,77 +283,18 @@ def plot_reliability(
     shares = [wilson_interval(r, c) for r, c in zip(right[used], counts, strict=True)]
     value, low, high = np.array([(s.value, s.low, s.high) for s in shares]).T
     error = calibration_error(probabilities, truth)
-    with _style():
-        ax = _axes(ax, (4.8, 4.8))
-        ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, label="calibrated")
-        ax.vlines(sure, low, high, color=BLUE, linewidth=1.5, alpha=0.6)
+    with style.house():
+        ax = style.axes_of(ax, (4.8, 4.8))
+        ax.plot([0, 1], [0, 1], color=style.GREY, linewidth=0.8, label="calibrated")
+        ax.vlines(sure, low, high, color=style.BLUE, linewidth=1.5, alpha=0.6)
         sizes = 18 + 200 * counts / counts.max()
-        ax.plot(sure, value, color=BLUE, label="model", zorder=2)
-        ax.scatter(sure, value, s=sizes, color=BLUE, edgecolor="white", linewidth=0.8, zorder=3)
+        ax.plot(sure, value, color=style.BLUE, label="model", zorder=2)
+        ax.scatter(sure, value, s=sizes, color=style.BLUE, edgecolor="white", linewidth=0.8, zorder=3)
         chance = 1 / probabilities.shape[1]  # the surest of k classes is never below 1 / k
         ax.set(xlim=(chance - 0.03, 1.03), ylim=(-0.03, 1.03))
-        _percent(ax.xaxis)
-        _percent(ax.yaxis)
+        style.show_percent(ax.xaxis)
+        style.show_percent(ax.yaxis)
         note = f"calibration error {100 * error:.1f} points, {len(truth):,} pictures"
         ax.legend(loc="upper left", title=note, alignment="left", title_fontsize=9)
-        _finish(ax, title, "confidence (%)", "right (% of the pictures)")
+        style.finish(ax, title, "confidence (%)", "right (% of the pictures)")
     return ax
-
-
-@contextmanager
-def _style() -> Any:
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        yield
-
-
-def _new_figure(size: tuple[float, float]) -> Any:
-    from matplotlib import pyplot
-
-    # From pyplot, so that a notebook shows it without being asked.
-    figure = pyplot.figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    return figure
-
-
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    return ax if ax is not None else _new_figure(size).add_subplot()
-
-
-def _percent(axis: Any) -> None:
-    axis.set_major_formatter(lambda share, _: f"{100 * share:g}")
-
-
-def _shortened(name: str, longest: int = LONGEST_NAME) -> str:
-    """Get a name with its middle left out: the beginnings and ends of class names tell them apart."""
-    if len(name) <= longest:
-        return name
-    half = (longest - 1) // 2
-    return f"{name[: longest - 1 - half]}…{name[-half:]}"
-
-
-def _wrapped(title: str, inches: float) -> str:
-    """Get the title in lines that fit: 11 point bold takes about 0.093 inches a character."""
-    return textwrap.fill(title, max(int(inches / 0.093), 16))
-
-
-def _finish(
-    ax: Axes, title: str | None, xlabel: str | None, ylabel: str | None, *, grid: str | None = "y", pad: float = 12
-) -> None:
-    """Give Axes that came from elsewhere the same frame, labels and grid as our own."""
-    if xlabel:
-        ax.set_xlabel(xlabel)
-    if ylabel:
-        ax.set_ylabel(ylabel)
-    if grid:
-        ax.grid(axis=grid, color=PALE, linewidth=0.6)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set(color=GREY, linewidth=0.8)
-    ax.tick_params(color=GREY, labelcolor=INK)
-    if title:
-        figure = ax.get_figure(root=True)
-        figure.draw_without_rendering()  # only now is it known where the labels leave the Axes
-        place, alone = ax.get_position(), len(figure.axes) <= 2  # perhaps with its colour bar
-        inches = figure.get_figwidth() * (1 - place.x0 if alone else place.width)
-        ax.set_title(_wrapped(title, inches), loc="left", pad=pad)

@@ -7,8 +7,10 @@ import time
 import keras
 import numpy as np
 
-from tlkeras.evaluation import Predictions, evaluate, predict
-from tlkeras.features import compute_features
+from tlkeras.evaluation import evaluate
+from tlkeras.features import POOLING, compute_features
+from tlkeras.freezing import transfer_of
+from tlkeras.predictions import Predictions, predict
 from tlkeras.training import History
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # scikit-learn's C, the inverse of the L2 penalty
@@ -27,7 +29,7 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, class_weight=None, se
         A fitted `sklearn.linear_model.LogisticRegression`.
 
     Raises:
-        ValueError: If the features are not a matrix or a class has one picture only.
+        ValueError: If the features are not a matrix, the labels not whole numbers, or a class has one picture only.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -35,13 +37,15 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, class_weight=None, se
 
     if features.ndim != 2:
         raise ValueError(f"A probe takes pooled features (pictures, channels), got an array of shape {features.shape}.")
-    rarest = int(np.bincount(labels).min())
-    if rarest < 2:
-        raise ValueError("A class has fewer than 2 training pictures, so its penalty cannot be cross-validated.")
+    if labels.shape != features.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise ValueError(f"A probe takes one class (0, 1, ...) a row, got {labels.dtype} labels {labels.shape}.")
+    counts = np.bincount(labels, minlength=2)
+    if counts.min() < 2:
+        raise ValueError(f"Class {counts.argmin()} has {counts.min()} pictures; cross-validation takes 2 or more.")
     search = GridSearchCV(
         LogisticRegression(max_iter=500, tol=1e-3, class_weight=class_weight),
         {"C": PENALTIES},
-        cv=StratifiedKFold(min(5, rarest), shuffle=True, random_state=seed),
+        cv=StratifiedKFold(min(5, counts.min()), shuffle=True, random_state=seed),
         scoring="neg_log_loss",
     )
     # Several BLAS threads on matrices this small wait for one another: fifty times slower on a busy machine.
@@ -59,13 +63,10 @@ def set_head(model: keras.Model, probe) -> None:
     Raises:
         ValueError: If the head is not linear or has another shape.
     """
-    weighted = [name for name in model.transfer.head_layers if model.get_layer(name).weights]
-    if weighted != ["logits"] or model.transfer.head_layers[0] != "pool":
-        raise ValueError("A probe fits a head of pooling and one dense layer only, such as build_head(num_classes).")
+    logits = _logits_layer(model)
     kernel, bias = probe.coef_.T, probe.intercept_
-    if kernel.shape[1] == 1:  # two classes: scikit-learn keeps the difference of the two logits
+    if kernel.shape[1] == 1 and logits.units == 2:  # scikit-learn keeps the difference of the two logits
         kernel, bias = np.concatenate([-kernel / 2, kernel / 2], 1), np.concatenate([-bias / 2, bias / 2])
-    logits = model.get_layer("logits")
     if kernel.shape != tuple(logits.kernel.shape):
         raise ValueError(f"The probe's weights are {kernel.shape}, the head's are {tuple(logits.kernel.shape)}.")
     logits.set_weights([kernel, bias])
@@ -84,8 +85,14 @@ def probe_head(model: keras.Model, data, *, class_weight=None, seed: int = 0) ->
 
     Returns:
         A history of one row.
+
+    Raises:
+        ValueError: If the head is not linear, the task is no classification, or a class has one picture only.
     """
     started = time.perf_counter()
+    _logits_layer(model)
+    if model.transfer.task not in ("classification", "binary"):
+        raise ValueError(f"A probe classifies; this model's task is {model.transfer.task!r}.")
     features, labels = compute_features(model, data.ordered("train"))
     probe = fit_probe(features, labels, class_weight=class_weight, seed=seed)
     set_head(model, probe)
@@ -97,3 +104,12 @@ def probe_head(model: keras.Model, data, *, class_weight=None, seed: int = 0) ->
         "val_accuracy": judged.accuracy.value, "val_loss": judged.log_loss, "penalty": 1 / probe.C, "seconds": seconds,
     }  # fmt: skip
     return History([row], {}, {"probe": 1}, {"probe": seconds})
+
+
+def _logits_layer(model: keras.Model) -> keras.layers.Dense:
+    layers = [model.get_layer(name) for name in transfer_of(model).head_layers]
+    weighted = [layer for layer in layers if layer.weights]
+    linear = len(weighted) == 1 and isinstance(weighted[0], keras.layers.Dense) and weighted[0].use_bias
+    if not linear or weighted[0].activation is not keras.activations.linear or not isinstance(layers[0], POOLING):
+        raise ValueError("A probe fits a head of pooling and one dense layer only, such as build_head(num_classes).")
+    return weighted[0]

@@ -34,8 +34,9 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     """
     from tlkeras.artifact import save_artifact
     from tlkeras.backbones import load_backbone
-    from tlkeras.data import load_folder
-    from tlkeras.evaluation import evaluate, open_test, predict
+    from tlkeras.evaluation import evaluate
+    from tlkeras.loaders import load_folder
+    from tlkeras.predictions import open_test, predict
     from tlkeras.recipes import transfer
     from tlkeras.splits import Split, write_manifest
     from tlkeras.training import Settings
@@ -123,16 +124,17 @@ def _draw(folder: Path, data, history, held_out, validation: dict) -> None:
         folder / "confusion.png", dpi=120
     )
     chosen = np.unique(np.linspace(0, len(held_out) - 1, 12).round().astype(int))
-    pictures = data.rows(data.index["validation"][chosen])
+    wanted = set(chosen.tolist())
+    pictures = [image for k, (image, _) in enumerate(data.ordered("validation").unbatch()) if k in wanted]
     axes = plot_pictures(
-        pictures, held_out.truth[chosen], held_out.predicted[chosen], data.class_names,
+        np.stack(pictures), held_out.truth[chosen], held_out.predicted[chosen], data.class_names,
         probabilities=held_out.probabilities[chosen], title="Twelve validation pictures",
     )  # fmt: skip
     np.ravel(axes)[0].figure.savefig(folder / "pictures.png", dpi=120)
     pyplot.close("all")
 
 
-def run_demo(seed: int = 0, *, num_classes: int = 10, per_class: int = 20) -> dict:
+def run_demo(seed: int = 0, *, num_classes: int = 10, per_class: int = 20, epochs: int = 30) -> dict:
     """Print transfer against training from scratch on unseen fractals, with intervals.
 
     Returns:
@@ -142,10 +144,11 @@ def run_demo(seed: int = 0, *, num_classes: int = 10, per_class: int = 20) -> di
     from rich.table import Table
 
     from tlkeras.backbones import load_backbone
-    from tlkeras.data import load_arrays
-    from tlkeras.evaluation import compare, evaluate, predict
+    from tlkeras.evaluation import compare, evaluate
     from tlkeras.fractals import make_fractals
     from tlkeras.heads import build_classifier
+    from tlkeras.loaders import load_arrays
+    from tlkeras.predictions import predict
     from tlkeras.probes import probe_head
     from tlkeras.splits import Split
     from tlkeras.training import Settings, train_from_scratch
@@ -153,8 +156,8 @@ def run_demo(seed: int = 0, *, num_classes: int = 10, per_class: int = 20) -> di
     console, size = Console(), 96
     keras.utils.set_random_seed(seed)
     console.print(
-        f"{num_classes} fractal systems that the embedded backbone has never seen: {per_class} pictures of each to learn "
-        f"from, 30 held out, {size} px."
+        f"{num_classes} fractal systems that the embedded backbone has never seen: {per_class} pictures of each to "
+        f"learn from, 30 held out, {size} px."
     )
     with console.status("making pictures"):
         images, labels = make_fractals(num_classes, per_class + 30, image_size=size, family=1)
@@ -173,9 +176,9 @@ def run_demo(seed: int = 0, *, num_classes: int = 10, per_class: int = 20) -> di
         with console.status(name):
             probe_head(model, data, seed=seed)
         found[name] = predict(model, data), time.perf_counter() - started
-    name, started = "from scratch: all layers, 30 epochs", time.perf_counter()
+    name, started = f"from scratch: all layers, {epochs} epochs", time.perf_counter()
     model = build_classifier(load_backbone("MobileNetV2", weights=None, alpha=0.35, image_size=size), num_classes)
-    train_from_scratch(model, data.train, data.validation, epochs=30, settings=Settings(patience=None))
+    train_from_scratch(model, data.train, data.validation, epochs=epochs, settings=Settings(patience=None))
     found[name] = predict(model, data), time.perf_counter() - started
     for name, (predictions, seconds) in found.items():
         accuracy = intervals[name] = evaluate(predictions).accuracy
@@ -195,7 +198,8 @@ def examine() -> Iterator[tuple[str, str, str | None]]:
     import importlib.metadata as metadata
 
     from tlkeras import __version__
-    from tlkeras.backbones import CATALOGUE, EMBEDDED_FILE, weights_in_reach
+    from tlkeras.catalogue import CATALOGUE
+    from tlkeras.weights import EMBEDDED_FILE, cache_folder, weights_in_reach
 
     yield "tlkeras", __version__, None
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", None
@@ -208,13 +212,13 @@ def examine() -> Iterator[tuple[str, str, str | None]]:
     devices = [device for device in keras.distribution.list_devices() if not device.startswith("cpu")]
     advice = None if devices else "fine for this course; on Colab choose Runtime > Change runtime type > GPU"
     yield "devices", ", ".join(devices) or f"CPU only, {os.cpu_count()} cores", advice
-    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")).expanduser()
+    home = cache_folder()
     try:
         home.mkdir(parents=True, exist_ok=True)
         writable = os.access(home, os.W_OK)
     except OSError:
         writable = False
-    yield "weights are kept in", str(home / "models"), None if writable else f"make {home} writable or set KERAS_HOME"
+    yield "weights are kept in", str(home), None if writable else f"make {home} writable or set KERAS_HOME"
     embedded = EMBEDDED_FILE.is_file()
     yield (
         "embedded weights",

@@ -11,7 +11,6 @@ import csv
 import hashlib
 import logging
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,17 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.scan import Picture
+from tlkeras.duplicates import encode, join, near_duplicates, sets
+from tlkeras.scan import Picture, composed
 
 logger = logging.getLogger("tlkeras")
 
 SPLITS = ("train", "validation", "test")
-# Two pictures are near-duplicates when their 64-bit perceptual hashes differ in at most 4 bits AND their 8 x 8 RGB
-# thumbnails by at most 6 grey levels on average. Measured on 4,117 photographs and X-rays: saved again at quality 40,
-# at half the size or cropped by 2 % stays within both (100, 99 and 98 %); the hash alone calls 74 pairs of X-rays
-# of different patients equal, all of which differ by more than 8 grey levels.
-HASH_BITS = 4
-THUMBNAIL_LEVELS = 6.0
+COLUMNS = ("path", "class", "split", "sha256")  # of a manifest
 ATTEMPTS = 20
 
 
@@ -90,21 +85,21 @@ def split_files(
             not those of the manifest.
     """
     paths = [picture.path for picture in pictures]
-    exact = _codes([picture.sha256 for picture in pictures])
+    alike = encode([picture.sha256 for picture in pictures])
     if isinstance(split, Manifest):
-        return _follow(pictures, split), _sets(paths, exact)
-    links = [exact]
+        return _follow(pictures, split), sets(paths, alike)
     if split.near_duplicates:
-        links.append(near_duplicates(pictures))
-    alike = join(links)
+        looks = near_duplicates([picture.hash for picture in pictures], [picture.thumbnail for picture in pictures])
+        alike = join(alike, looks)
     groups = group_keys(paths, split.groups)
-    pieces = alike if groups is None else join([alike, groups])
+    pieces = alike if groups is None else join(alike, groups)
     given = [picture.split for picture in pictures]
-    _report_leaks(pictures, given, alike, groups)
-    sides = deal(
-        [picture.class_name for picture in pictures], pieces, _ranks(paths), split=split, seed=seed, given=given
-    )
-    return sides, _sets(paths, alike)
+    if any(given):
+        _report_leaks(pictures, alike, "look the same")
+        if groups is not None:
+            _report_leaks(pictures, groups, "belong to one group")
+    labels, names = [picture.class_name for picture in pictures], [composed(path) for path in paths]
+    return deal(labels, pieces, names, split=split, seed=seed, given=given), sets(paths, alike)
 
 
 def deal(
@@ -136,14 +131,12 @@ def deal(
         ValueError: when a class cannot be on every side.
     """
     classes, codes = np.unique(["all"] * len(names) if labels is None else np.asarray(labels), return_inverse=True)
-    sides = list(given) if given is not None else [None] * len(names)
-    have = {side for side in sides if side}
-    shares = {side: share for side, share in (("validation", split.validation), ("test", split.test)) if share}
-    shares = {side: share for side, share in shares.items() if side not in have}
-    sides = [side or "train" for side in sides]
-    free = np.array([side == "train" for side in sides])
+    sides = [side or "train" for side in given or [None] * len(names)]
+    wanted = {"validation": split.validation, "test": split.test}
+    shares = {side: share for side, share in wanted.items() if share and side not in sides}
     if not shares:
         return sides
+    free = np.array([side == "train" for side in sides])
     order = ["train", *shares]
     for attempt in range(ATTEMPTS):
         dealt = _deal_once(codes[free], pieces[free], np.asarray(names)[free], shares, f"{seed}.{attempt}")
@@ -206,36 +199,11 @@ def group_keys(paths: Sequence[str], groups: Callable[[str], Any] | str | Sequen
         missed = [path for path, match in zip(paths, matches, strict=True) if not match or match[1] is None]
         if missed:
             raise ValueError(f"groups={groups!r} finds no key in {len(missed)} paths, {missed[0]!r} among them.")
-        return _codes([match[1] for match in matches])
+        return encode([match[1] for match in matches])
     keys = [groups(path) for path in paths] if callable(groups) else list(groups)
     if len(keys) != len(paths):
         raise ValueError(f"groups needs one key a picture: expected {len(paths)}, got {len(keys)}.")
-    return _codes([str(key) for key in keys])
-
-
-def near_duplicates(pictures: Sequence[Picture]) -> np.ndarray:
-    """Get an integer for each picture, the same for all that look alike (directly or by way of a third)."""
-    hashes = np.array([picture.hash for picture in pictures], np.uint64)
-    thumbnails = np.stack([np.frombuffer(picture.thumbnail, np.uint8) for picture in pictures]).astype(np.int16)
-    pairs = [np.zeros((0, 2), int)]
-    # Of HASH_BITS + 1 bands of the hash one is equal in both when at most HASH_BITS bits differ: compare only within.
-    edges = np.linspace(0, 64, HASH_BITS + 2).astype(int)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
-        band = (hashes >> np.uint64(low)) & np.uint64(2 ** (high - low) - 1)
-        order = np.argsort(band, kind="stable")
-        band = band[order]
-        near = np.arange(len(order))
-        for shift in range(1, len(order)):
-            near = near[near + shift < len(order)]
-            near = near[band[near] == band[near + shift]]
-            if not len(near):
-                break
-            one, other = order[near], order[near + shift]
-            bits = np.unpackbits((hashes[one] ^ hashes[other]).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
-            one, other = one[bits <= HASH_BITS], other[bits <= HASH_BITS]
-            levels = np.abs(thumbnails[one] - thumbnails[other]).mean(axis=1)
-            pairs.append(np.stack([one, other], axis=1)[levels <= THUMBNAIL_LEVELS])
-    return _components(len(pictures), np.concatenate(pairs))
+    return encode([str(key) for key in keys])
 
 
 def write_manifest(data: Any, path: str | Path) -> None:
@@ -252,16 +220,14 @@ def write_manifest(data: Any, path: str | Path) -> None:
         ValueError: when the data came from arrays and has no files.
     """
     rows = []
-    for side in SPLITS:
-        if data.counts.get(side) is None:
-            continue
-        if data.paths.get(side) is None:
+    for side, paths in data.paths.items():
+        if paths is None:
             raise ValueError("A manifest lists files, and this data has none: it was loaded from arrays.")
         names = [data.class_names[label] for label in data.labels[side]]
-        rows += zip(data.paths[side], names, [side] * len(names), data.hashes[side], strict=True)
+        rows += zip(paths, names, [side] * len(names), data.hashes[side], strict=True)
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "class", "split", "sha256"])
+        writer.writerow(COLUMNS)
         writer.writerows(sorted(rows))
 
 
@@ -280,10 +246,9 @@ def read_manifest(path: str | Path) -> Manifest:
     """
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
-        columns = ["path", "class", "split", "sha256"]
-        if missing := [name for name in columns if name not in (reader.fieldnames or [])]:
-            raise ValueError(f"{str(path)!r} is no manifest: expected the columns {columns}, without {missing}.")
-        rows = tuple(tuple(row[name] for name in columns) for row in reader)
+        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or [])]:
+            raise ValueError(f"{str(path)!r} is no manifest: expected {', '.join(COLUMNS)}; without {missing}.")
+        rows = tuple(tuple(row[name] for name in COLUMNS) for row in reader)
     if wrong := sorted({row[2] for row in rows} - set(SPLITS)):
         raise ValueError(f"{str(path)!r} names the splits {wrong}; known are {list(SPLITS)}.")
     return Manifest(rows, str(path))
@@ -291,16 +256,17 @@ def read_manifest(path: str | Path) -> Manifest:
 
 def _follow(pictures: Sequence[Picture], manifest: Manifest) -> list[str]:
     """Get the split of each picture by the manifest, or "" for pictures that it does not list."""
-    listed = {_composed(path): (name, side, sha256) for path, name, side, sha256 in manifest.rows}
-    found = {_composed(picture.path): picture for picture in pictures}
-    missing = sorted(set(listed) - set(found))
-    changed = [path for path in listed if path in found and listed[path][2] != found[path].sha256]
-    moved = [path for path in listed if path in found and _composed(listed[path][0]) != found[path].class_name]
+    listed = {composed(path): (name, side, sha256) for path, name, side, sha256 in manifest.rows}
+    found = {composed(picture.path): picture for picture in pictures}
+    both = [path for path in listed if path in found]
+    wrong = {
+        "missing or unusable": sorted(set(listed) - set(found)),
+        "with other content": [path for path in both if listed[path][2] != found[path].sha256],
+        "of another class": [path for path in both if composed(listed[path][0]) != found[path].class_name],
+    }
     problems = [
         f"{len(paths)} {what}: {', '.join(paths[:5])}{', …' if len(paths) > 5 else ''}"
-        for what, paths in zip(
-            ("missing or unusable", "with other content", "of another class"), (missing, changed, moved), strict=True
-        )
+        for what, paths in wrong.items()
         if paths
     ]
     if problems:
@@ -308,55 +274,16 @@ def _follow(pictures: Sequence[Picture], manifest: Manifest) -> list[str]:
             f"The folder does not hold the {len(listed)} pictures of {manifest.source!r}; {'; '.join(problems)}. "
             "Restore them, or split anew with split=Split(…)."
         )
-    return [listed[path][1] if (path := _composed(picture.path)) in listed else "" for picture in pictures]
+    return [listed.get(composed(picture.path), ("", "", ""))[1] for picture in pictures]
 
 
-def _report_leaks(pictures: Sequence[Picture], given: list, alike: np.ndarray, groups: np.ndarray | None) -> None:
-    if not any(given):
-        return
-    for what, keys in (("look the same", alike), ("belong to one group", groups)):
-        sides: dict[int, dict[str, str]] = defaultdict(dict)
-        for key, picture in zip([] if keys is None else keys, pictures, strict=keys is not None):
-            sides[key].setdefault(picture.split, picture.path)
-        leaks = [list(found.values()) for found in sides.values() if len(found) > 1]
-        if leaks:
-            shown = "; ".join(" = ".join(paths) for paths in leaks[:5])
-            logger.warning(
-                "LEAK in the given split, kept as it is: %d sets of pictures %s on different sides: %s%s",
-                *(len(leaks), what, shown, "; …" if len(leaks) > 5 else ""),
-            )
-
-
-def _ranks(paths: Sequence[str]) -> list[str]:
-    return [_composed(path) for path in paths]
-
-
-def _composed(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
-
-
-def _codes(keys: Sequence[str]) -> np.ndarray:
-    return np.unique(np.asarray(keys), return_inverse=True)[1]
-
-
-def _components(num_nodes: int, pairs: np.ndarray) -> np.ndarray:
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(num_nodes, num_nodes))
-    return connected_components(graph, directed=False)[1]
-
-
-def join(codes: Sequence[np.ndarray]) -> np.ndarray:
-    """Join what any of the codes joins: each picture is linked to the first of its code."""
-    pairs = []
-    for code in codes:
-        _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
-        pairs.append(np.stack([np.arange(len(code)), first[inverse]], axis=1))
-    return _components(len(codes[0]), np.concatenate(pairs))
-
-
-def _sets(paths: Sequence[str], codes: np.ndarray) -> tuple[tuple[str, ...], ...]:
-    order = np.argsort(codes, kind="stable")
-    sets = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
-    return tuple(sorted(tuple(paths[index] for index in found) for found in sets if len(found) > 1))
+def _report_leaks(pictures: Sequence[Picture], codes: np.ndarray, what: str) -> None:
+    sides: dict[int, dict[str | None, str]] = defaultdict(dict)
+    for code, picture in zip(codes, pictures, strict=True):
+        sides[code].setdefault(picture.split, picture.path)
+    leaks = [" = ".join(paths.values()) for paths in sides.values() if len(paths) > 1]
+    if leaks:
+        logger.warning(
+            "LEAK in the given split, kept as it is: %d sets of pictures %s on different sides: %s%s",
+            *(len(leaks), what, "; ".join(leaks[:5]), "; …" if len(leaks) > 5 else ""),
+        )

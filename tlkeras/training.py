@@ -1,8 +1,13 @@
-"""The two phases: train the head on a frozen backbone, then fine-tune the top at a low learning rate."""
+"""The two phases: train the head on a frozen backbone, then fine-tune the top at a low learning rate.
+
+Everywhere here `train` and `validation` are batches of (images, labels), images (batch, height, width, 3) in
+[0, 255], in one of the forms that `features` lists, such as `data.train` of a loader.
+"""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import logging
 import time
 from collections.abc import Iterable
@@ -13,14 +18,23 @@ import keras
 import numpy as np
 
 from tlkeras.checkpoints import Checkpoint
-from tlkeras.features import compute_features, feature_model
-from tlkeras.freezing import AuditReport, FreezeAudit, trainable_layers, unfreeze_top
-from tlkeras.optimizers import DiscriminativeAdam, learning_rate_factors, warmup_cosine
+from tlkeras.features import check_batches, check_labels, compute_features, count_batches, count_views, head_model
+from tlkeras.freezing import (
+    AuditReport,
+    FreezeAudit,
+    FreezeError,
+    set_trainable_layers,
+    stage_depths,
+    trainable_layers,
+    transfer_of,
+    unfreeze_top,
+)
+from tlkeras.optimizers import DiscriminativeAdam, learning_rate_factors, make_objective, warmup_cosine
 from tlkeras.progress import EpochLines
 
 log = logging.getLogger("tlkeras")
 
-CACHE_LIMIT = 2_000_000_000  # bytes of features that `train_head` keeps in memory
+BATCH_SIZE = 32  # of stored features; pictures come in batches already
 
 
 @dataclass(frozen=True)
@@ -57,8 +71,9 @@ class Settings:
                 raise ValueError(f"{name} lies in [{low}, {high}], got {getattr(self, name)}.")
         if self.head_factor <= 0:
             raise ValueError(f"head_factor must be positive, got {self.head_factor}.")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience must be None or at least 1, got {self.patience}.")
+        for name, low in [("patience", 1), ("views", 0)]:
+            if getattr(self, name) is not None and getattr(self, name) < low:
+                raise ValueError(f"{name} must be None or at least {low}, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)
@@ -115,34 +130,20 @@ def train_head(
         settings: Everything else.
 
     Returns:
-        The history; the model has the weights of the epoch with the lowest validation loss.
+        The history; the model has the weights of the epoch with the lowest validation loss, those before the first
+        epoch included.
 
     Raises:
-        ValueError: If part of the backbone is unfrozen or the pictures are not in [0, 255].
+        ValueError: If part of the backbone is unfrozen, pictures are not in [0, 255], labels do not fit the task, the
+            data are empty or endless, or the run folder holds another run.
         FreezeError: If a weight outside the head moved.
     """
-    settings = settings or Settings()
-    open_layers = trainable_layers(model)
-    if open_layers:
+    if layers := trainable_layers(model):
         raise ValueError(
-            f"{len(open_layers)} backbone layers are unfrozen ({open_layers[-1]} ...). A random head's gradients would "
-            "wreck them: call freeze(model) first, or fine_tune if the head is trained already."
+            f"{len(layers)} backbone layers are unfrozen ({layers[-1]} ...). A random head's gradients would wreck "
+            "them: call freeze(model) first, or fine_tune if the head is trained already."
         )
-    _check_pictures(model, train)
-    views = settings.views if settings.views is not None else 4 if _augments(model) else 1
-    started = time.perf_counter()
-    if not views or _feature_bytes(model, train, views) > CACHE_LIMIT:
-        return _run(model, model, train, validation, "head", epochs, learning_rate, settings, started)
-    with EpochLines.spinner("frozen backbone, once over the pictures", settings.verbose):
-        train_features = compute_features(model, train, views=views)
-        held_out = None if validation is None else compute_features(model, validation)
-    inputs = keras.Input(train_features[0].shape[1:])
-    outputs = inputs
-    for name in model.transfer.head_layers:
-        if name != "pool":
-            outputs = model.get_layer(name)(outputs)  # the same layers: what trains here is the model's own head
-    head = keras.Model(inputs, outputs)
-    return _run(model, head, train_features, held_out, "head", epochs, learning_rate, settings, started)
+    return _train("head", model, train, validation, epochs, learning_rate, settings or Settings())
 
 
 def fine_tune(
@@ -171,16 +172,39 @@ def fine_tune(
         The history of this phase; `train_head(...) + fine_tune(...)` is that of both.
 
     Raises:
-        ValueError: If nothing of the backbone is unfrozen or the pictures are not in [0, 255].
+        ValueError: If nothing of the backbone is unfrozen; else as in `train_head`.
         FreezeError: If a frozen weight or a batch-norm statistic of a frozen layer moved.
     """
-    settings = settings or Settings()
-    if not trainable_layers(model):
-        raise ValueError("The backbone is frozen as a whole: call unfreeze_top(model, stages=1) before fine_tune.")
-    _check_pictures(model, train)
-    return _run(
-        model, model, train, validation, "fine-tune", epochs, learning_rate, settings, time.perf_counter()
-    )  # fmt: skip
+    return _train("fine-tune", model, train, validation, epochs, learning_rate, settings or Settings())
+
+
+def fine_tune_gradually(
+    model: keras.Model,
+    train: Iterable,
+    validation: Iterable | None = None,
+    *,
+    epochs: int = 3,
+    learning_rate: float = 1e-4,
+    settings: Settings | None = None,
+) -> History:
+    """Fine-tune what `unfreeze_top` opened stage by stage: first the top one, then each time one more.
+
+    Gradual unfreezing (Howard and Ruder 2018, https://arxiv.org/abs/1801.06146): a lower stage moves only once those
+    above it have settled. It costs a phase for each stage, so try plain `fine_tune` first. Call
+    `unfreeze_top(model, stages)` before, for all the stages that shall move in the end.
+
+    Arguments and errors are those of `fine_tune`; `epochs` and the warm-up count for each stage anew. Returns the
+    history of phases "fine-tune 1", "fine-tune 2" and so on, each audited and each resumed after a kill.
+    """
+    depths, opened = stage_depths(transfer_of(model)), trainable_layers(model)
+    if not opened:
+        raise ValueError("The backbone is frozen as a whole: call unfreeze_top(model, stages=3) first.")
+    history = History()
+    for step, depth in enumerate(sorted({depths[name] for name in opened}), 1):
+        set_trainable_layers(model, [name for name in opened if depths[name] <= depth])
+        phase = f"fine-tune {step}"
+        history += _train(phase, model, train, validation, epochs, learning_rate, settings or Settings())
+    return history
 
 
 def train_from_scratch(
@@ -198,123 +222,75 @@ def train_from_scratch(
     needs thousands of steps before inference sees statistics that fit the weights, which would make a short training
     from scratch look worse than it is.
 
-    Args:
-        model: From `build_classifier`.
-        train: (images, labels) batches; images (batch, height, width, 3) in [0, 255].
-        validation: The same for choosing the best epoch; None keeps the last.
-        epochs: At most so many.
-        learning_rate: Peak, for all layers.
-        settings: Everything else; `head_factor` does not apply.
-
-    Returns:
-        The history, one phase named "scratch".
+    Arguments and errors are those of `train_head`; `head_factor` and `stage_decay` of the settings do not apply.
+    Returns the history of one phase, named "scratch".
     """
     unfreeze_top(model, 1.0, batch_norm=True)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.9
-    _check_pictures(model, train)
+    settings = dataclasses.replace(settings or Settings(), head_factor=1.0, stage_decay=1.0)
+    return _train("scratch", model, train, validation, epochs, learning_rate, settings)
+
+
+def _train(phase, model, train, validation, epochs, learning_rate, settings) -> History:
+    """One phase: check, compile, fit, audit, and put the best weights into the model."""
     started = time.perf_counter()
-    return _run(model, model, train, validation, "scratch", epochs, learning_rate, settings or Settings(), started)
-
-
-def _run(owner, trained, train, validation, phase, epochs, learning_rate, settings, started) -> History:
-    """Compile and fit `trained`, which shares its layers with `owner`; audit the owner."""
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
-    arrays = isinstance(train, tuple)
-    steps = -(-len(train[1]) // 32) if arrays else _num_batches(train)
-    checkpoint = Checkpoint(
-        owner, phase, patience=settings.patience, folder=settings.run_folder, judged=validation is not None
-    )
-    resumed = checkpoint.load()
-    factors = learning_rate_factors(owner, settings.head_factor, settings.stage_decay) if phase == "fine-tune" else {}
-    optimizer = DiscriminativeAdam(warmup_cosine(learning_rate, steps * epochs, settings.warmup), factors=factors)
-    trained.compile(optimizer, **_objective(owner, settings.label_smoothing))
-    if resumed:
-        checkpoint.restore(trained.optimizer, trained.trainable_variables)
-    elif validation is not None:
-        held_out = validation if arrays else (validation,)
-        checkpoint.start(trained.evaluate(*held_out, verbose=0, return_dict=True)["loss"])
-    audit = FreezeAudit(owner)
+    if settings.class_weight and model.transfer.task not in ("classification", "binary"):
+        raise ValueError(f"class_weight is for classes; this model's task is {model.transfer.task!r}.")
+    call = {"epochs": epochs, "learning_rate": learning_rate}
+    checkpoint = Checkpoint(model, phase, call, patience=settings.patience, folder=settings.run_folder)
+    checkpoint.load()
+    if phase != "head" and not trainable_layers(model):
+        raise ValueError("The backbone is frozen as a whole: call unfreeze_top(model, stages=1) before fine_tune.")
+    num_pictures = check_batches(model, train)
+    trained, inputs, held_out, num_batches = model, (train,), None, count_batches(train)
+    if validation is not None:
+        check_batches(model, validation)
+        held_out = (validation,)
+    if checkpoint.done:
+        log.info("%s: finished before, taken from %s", phase, checkpoint.path)
+    elif phase == "head" and (views := count_views(model, num_pictures, settings.views)):
+        with EpochLines.spinner("frozen backbone, once over the pictures", settings.verbose):
+            inputs = compute_features(model, train, views=views)
+            held_out = held_out and compute_features(model, validation)
+        check_labels(model, inputs[1])
+        trained, num_batches = head_model(model), -(-len(inputs[1]) // BATCH_SIZE)
+    factors = {} if phase == "head" else learning_rate_factors(model, settings.head_factor, settings.stage_decay)
+    schedule = warmup_cosine(learning_rate, num_batches * epochs, settings.warmup)
+    trained.compile(DiscriminativeAdam(schedule, factors=factors), **make_objective(model, settings.label_smoothing))
+    if trained is not model:
+        model.compile(trained.optimizer, **make_objective(model, settings.label_smoothing))  # for `model.evaluate`
+    loss_before = np.inf
+    if not checkpoint.restore(trained) and held_out:
+        loss_before = trained.evaluate(*held_out, verbose=0, return_dict=True)["loss"]
+    checkpoint.start(FreezeAudit(model, batch_norm=True), loss_before)
     lines = EpochLines(phase, epochs, settings.verbose)
-    fit = {"x": train[0], "y": train[1], "batch_size": 32} if arrays else {"x": train, "shuffle": False}
     try:
         if not checkpoint.done:
             trained.fit(
-                **fit,
-                validation_data=validation,
+                *inputs,
+                batch_size=BATCH_SIZE if len(inputs) == 2 else None,
+                shuffle=len(inputs) == 2,  # batches of pictures come shuffled
+                validation_data=held_out,
                 initial_epoch=checkpoint.epoch,
                 epochs=epochs,
                 class_weight=settings.class_weight,
                 callbacks=[checkpoint, lines],
                 verbose=0,
             )
-        if trained is not owner:
-            owner.compile(trained.optimizer, **_objective(owner, settings.label_smoothing))  # for `model.evaluate`
-        if checkpoint.audit is None:
-            checkpoint.audit = audit.check().to_dict()
-            checkpoint.save()
     finally:
         # Also after Ctrl-C: the best weights so far are worth more than the last.
         lines.close()
         checkpoint.keep_best()
     report = AuditReport.from_dict(checkpoint.audit)
+    if report.problem:
+        raise FreezeError(report.problem)
     if not np.isfinite(checkpoint.rows[-1]["loss"]):
         log.warning("%s: the loss became infinite and training stopped. Is the learning rate too high?", phase)
-    if checkpoint.kept == 0:
+    elif checkpoint.kept == 0:
         log.warning("%s: no epoch had a lower validation loss than the state before it, which was put back.", phase)
     seconds = time.perf_counter() - started
     return History(checkpoint.rows, {phase: report}, {phase: checkpoint.kept}, {phase: seconds})
-
-
-def _objective(model: keras.Model, label_smoothing: float) -> dict:
-    task = model.transfer.task
-    if task == "regression":
-        error = keras.metrics.MeanAbsoluteError(name="mean_absolute_error")
-        return {"loss": keras.losses.MeanSquaredError(), "metrics": [error]}
-    if task in ("binary", "multi-label"):
-        accuracy = keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)  # the model gives logits
-        loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=label_smoothing)
-        return {"loss": loss, "metrics": [accuracy]}
-    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    if not label_smoothing:
-        return {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "metrics": [accuracy]}
-
-    def smoothed(truth, logits):
-        target = keras.ops.one_hot(keras.ops.cast(keras.ops.reshape(truth, (-1,)), "int32"), logits.shape[-1])
-        return keras.losses.categorical_crossentropy(target, logits, from_logits=True, label_smoothing=label_smoothing)
-
-    return {"loss": smoothed, "metrics": [accuracy]}
-
-
-def _check_pictures(model: keras.Model, batches: Iterable) -> None:
-    if not isinstance(batches, Iterable) or isinstance(batches, tuple):
-        raise ValueError("Training data must be batches of (images, labels), such as `data.train`.")
-    images, labels = next(iter(batches))
-    highest, lowest = float(np.max(images)), float(np.min(images))
-    if highest <= 1.5 or lowest < 0:
-        raise ValueError(
-            f"Pictures must be raw, in [0, 255]; the first batch lies in [{lowest:.3g}, {highest:.3g}]. The model does "
-            "the preprocessing itself: leave out `preprocess_input` and any division by 255."
-        )
-    expected = model.outputs[0].shape[-1]
-    if model.transfer.task == "classification" and int(np.max(labels)) >= expected:
-        raise ValueError(f"Label {int(np.max(labels))} does not fit a head of {expected} classes, numbered from 0.")
-
-
-def _num_batches(batches: Iterable) -> int:
-    count = int(batches.cardinality()) if hasattr(batches, "cardinality") else len(batches)
-    if count < 1:
-        raise ValueError("The number of batches must be known and finite: leave out `repeat()` or `take` a number.")
-    return count
-
-
-def _feature_bytes(model: keras.Model, train: Iterable, views: int) -> int:
-    images, _ = next(iter(train))
-    shape = feature_model(model).output_shape[1:]
-    return 2**62 if None in shape else 4 * int(np.prod(shape)) * _num_batches(train) * len(images) * views
-
-
-def _augments(model: keras.Model) -> bool:
-    return bool(model.get_layer("augmentation").steps)

@@ -1,0 +1,95 @@
+"""What the embedded weights are worth: linear probes against random and ImageNet weights.
+
+    python benchmarks/embedded.py [--folders DATA/flowers DATA/hymenoptera DATA/chest_xray_pneumonia] [--weights FILE]
+
+MobileNetV2 alpha 0.35, pooled last-stage features at 96 px, softmax regression with a cross-validated penalty. Unseen
+fractals: 20 systems of family 1, 20 pictures each to learn from and 20 to test. Cluttered digits: 40 and 40 a class. Folders:
+all their pictures, divided anew for each seed in the same proportions, patients kept together. Random weights are drawn anew
+for each seed, their batch-norm statistics as drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from tlkeras.backbones import load_backbone
+from tlkeras.fractals import make_digits, make_fractals
+from tlkeras.heads import build_classifier
+from tlkeras.intervals import mean_interval
+from tlkeras.probes import fit_probe
+from tlkeras.scan import scan_folder
+
+SIZE, SEEDS = 96, (0, 1, 2)
+
+
+def features(weights, images: np.ndarray) -> np.ndarray:
+    """Pooled last-stage features, (pictures, 1280)."""
+    backbone = load_backbone("MobileNetV2", weights=weights, alpha=0.35, image_size=SIZE)
+    model = build_classifier(backbone, 2)
+    network = keras.Model(model.inputs, model.get_layer("pool").output)
+    return network.predict(images.astype("float32"), batch_size=64, verbose=0)
+
+
+def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """All pictures of a folder, labels, a group for each (patient where the name tells), share of validation."""
+    scan = scan_folder(folder, image_size=SIZE)
+    chosen = [k for k, picture in enumerate(scan.pictures) if picture.split != "test"]
+    names = [scan.pictures[k].class_name for k in chosen]
+    paths = [Path(scan.pictures[k].path).name for k in chosen]
+    patients = [re.match(r"person\d+|(?:NORMAL2-)?IM-\d+", name) for name in paths]
+    groups = np.unique(
+        [m.group() if m else name for m, name in zip(patients, paths, strict=True)], return_inverse=True
+    )[1]
+    share = np.mean([scan.pictures[k].split == "validation" for k in chosen])
+    return scan.pixels[chosen], np.unique(names, return_inverse=True)[1], groups, share
+
+
+def main() -> None:
+    """Print a row a target."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folders", nargs="*", type=Path, default=[])
+    parser.add_argument("--weights", default="embedded", help="another file to judge")
+    arguments = parser.parse_args()
+    targets = {}
+    images, labels = make_fractals(20, 40, image_size=SIZE, family=1)
+    targets["unseen fractals"] = images, labels, np.arange(len(labels)), 0.5
+    images, labels = make_digits(80, image_size=SIZE)
+    targets["cluttered digits"] = images, labels, np.arange(len(labels)), 0.5
+    targets |= {folder.name: read(folder) for folder in arguments.folders}
+    kinds = {"random": None, "embedded": arguments.weights, "ImageNet": "imagenet"}
+    print(f"{'accuracy (%), 3 seeds':24}" + "".join(f"{kind:>24}" for kind in kinds))
+    for name, (images, labels, groups, share) in targets.items():
+        cells = []
+        for weights in kinds.values():
+            accuracies, cached = [], None
+            for seed in SEEDS:
+                keras.utils.set_random_seed(seed)
+                try:
+                    values = features(None, images) if weights is None else cached
+                    if values is None:
+                        values = cached = features(weights, images)
+                except OSError:
+                    break
+                folds = StratifiedGroupKFold(round(1 / share), shuffle=True, random_state=seed)
+                train, test = next(folds.split(images, labels, groups))
+                probe = fit_probe(values[train], labels[train], seed=seed)
+                accuracies.append(100 * probe.score(values[test], labels[test]))
+            if not accuracies:
+                cells.append(f"{'not in reach':>24}")
+                continue
+            spread = mean_interval(accuracies)
+            cells.append(f"{spread.value:10.1f} ({min(accuracies):.1f} to {max(accuracies):.1f})".rjust(24))
+        print(f"{name:24}" + "".join(cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Claims about the command line: what it leaves behind, what it says, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+COMMAND = [sys.executable, "-m", "tlkeras"]
+
+
+def run(*arguments, **environment) -> subprocess.CompletedProcess:
+    """The command line as a user starts it."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "", **environment}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL") if not environment["TF_CPP_MIN_LOG_LEVEL"] else None
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two classes of 24 pictures that differ in shape, and nothing else in the folder."""
+    from tlkeras import make_fractals
+
+    root = tmp_path_factory.mktemp("photos")
+    images, labels = make_fractals(2, 24, image_size=64, family=1)
+    for k, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = root / ("bee", "ant")[label]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(image).save(folder / f"{k}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(photos, odd_files, tmp_path_factory):
+    """A finished fine-tuning on those pictures with forty odd files thrown in."""
+    for name, content in odd_files["bad"].items():
+        (photos / "bee" / name).write_bytes(content)
+    out = tmp_path_factory.mktemp("runs") / "run"
+    done = run("fit", photos, "--weights", "embedded", "--image-size", 64, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_fit_leaves_everything_a_reader_needs(finished):
+    out, done = finished
+    assert {path.name for path in out.iterdir()} == {
+        "metrics.json", "history.csv", "split.csv", "history.png", "confusion.png", "pictures.png", "model"
+    }  # fmt: skip
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert {"value", "low", "high"} <= metrics["validation"]["accuracy"].keys()
+    assert metrics["test"] is None
+    assert {"head", "fine-tune", "total"} <= metrics["seconds"].keys()
+    assert sum(metrics["counts"]["train"].values()) + sum(metrics["counts"]["validation"].values()) == 48
+    assert all(audit["holds"] and not audit["statistics_moved"] for audit in metrics["audit"].values())
+    assert "validation: accuracy" in done.stdout
+
+
+def test_fit_finishes_on_odd_files_and_names_each(finished, odd_files):
+    out, _ = finished
+    named = {os.path.basename(item["path"]) for item in json.loads((out / "metrics.json").read_text())["set_aside"]}
+    assert set(odd_files["bad"]) <= named
+
+
+def test_the_command_line_is_silent_about_tensorflow(finished):
+    _, done = finished
+    for noise in ("oneDNN", "cuda", "WARNING", "UserWarning", "retracing"):
+        assert noise not in done.stderr + done.stdout
+
+
+def test_predict_prints_probabilities_that_sum_to_one(finished, photos):
+    out, _ = finished
+    picture = next((photos / "ant").glob("*.png"))
+    done = run("predict", out, picture, "--json")
+    (row,) = json.loads(done.stdout)
+    assert row["path"] == str(picture)
+    assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
+
+
+def test_predict_names_the_broken_picture_and_still_answers_for_the_others(finished, photos, tmp_path):
+    out, _ = finished
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"<html>")
+    done = run("predict", out, broken, next((photos / "ant").glob("*.png")), "--json")
+    assert done.returncode == 1
+    assert "broken.jpg" in done.stderr and "Traceback" not in done.stderr
+    assert len(json.loads(done.stdout)) == 1
+
+
+def test_a_finished_run_is_not_overwritten_unless_asked(finished, photos):
+    out, _ = finished
+    done = run("fit", photos, "--out", out)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "--overwrite" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["fit", "nowhere", "--out", "x"], 1, "nowhere"),
+        (["fit"], 2, "Missing argument"),
+        (["fit", ".", "--out", "x", "--strategy", "magic"], 2, "magic"),
+        (["predict", "nowhere", "x.jpg"], 1, "nowhere"),
+    ],
+)
+def test_the_users_errors_end_in_one_line_and_usage_in_status_2(arguments, status, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.returncode == status
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_weights_out_of_reach_end_in_a_line_that_tells_the_next_step(photos, tmp_path):
+    broken_proxy = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    done = run(
+        "fit", photos, "--weights", "imagenet", "--out", tmp_path / "x", KERAS_HOME=str(tmp_path / "home"), **broken_proxy
+    )
+    assert done.returncode == 1
+    assert "embedded" in done.stderr and str(tmp_path / "home") in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_killed_fit_goes_on_with_the_same_command_and_leaves_no_half_run(photos, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["fit", photos, "--weights", "embedded", "--image-size", 64, "--out", out]
+    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    state = tmp_path / "run.partial" / "checkpoints" / "head.npz"
+    deadline = time.monotonic() + 120
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert state.exists() and not out.exists()
+    refused = run(*arguments, "--seed", 7)
+    assert refused.returncode == 1 and "seed" in refused.stderr
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert (out / "metrics.json").exists() and not state.parent.parent.exists()
+
+
+def test_doctor_says_what_is_in_reach():
+    done = run("doctor")
+    assert done.returncode == 0
+    assert "embedded weights" in done.stdout and "MobileNetV2 0.35" in done.stdout
+
+
+def test_the_demo_shows_that_transfer_beats_random_features():
+    from tlkeras.runs import run_demo
+
+    intervals = run_demo(num_classes=4, per_class=8, epochs=2)
+    transfer, random_features, scratch = intervals.values()
+    assert transfer.value > random_features.value and transfer.value > scratch.value
+    assert np.all([i.low <= i.value <= i.high for i in intervals.values()])

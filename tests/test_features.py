@@ -1,0 +1,175 @@
+import keras
+import numpy as np
+import pytest
+from conftest import make_tiny_backbone
+
+from tlkeras.features import check_batches, compute_features, count_batches, feature_model
+from tlkeras.freezing import unfreeze_top
+from tlkeras.heads import build_classifier, build_head
+
+
+class Pictures(keras.utils.PyDataset):
+    """Batches of arrays, in the form that works on every backend."""
+
+    def __init__(self, images, labels, batch_size=16):
+        super().__init__()
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+
+    def __len__(self):
+        return -(-len(self.images) // self.batch_size)
+
+    def __getitem__(self, index):
+        rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        return self.images[rows], self.labels[rows]
+
+
+class Darken(keras.layers.Layer):
+    """An augmentation without chance."""
+
+    def call(self, images):
+        return images / 2
+
+
+@pytest.fixture
+def data(colour_pictures):
+    return Pictures(colour_pictures[0].astype("float32"), colour_pictures[1])
+
+
+def test_features_are_the_pooled_output_of_the_backbone_in_the_order_of_the_batches(tiny_backbone, data):
+    model = build_classifier(tiny_backbone, 3)
+    features, labels = compute_features(model, data)
+    expected = np.asarray(tiny_backbone.model(data.images)).mean(axis=(1, 2))
+    np.testing.assert_allclose(features, expected, atol=1e-6)
+    np.testing.assert_array_equal(labels, data.labels)
+    assert features.dtype == "float32"
+
+
+def test_the_first_view_is_plain_and_the_others_are_augmented(tiny_backbone, data):
+    model = build_classifier(tiny_backbone, 3, augmentation=Darken())
+    features, labels = compute_features(model, data, views=2)
+    np.testing.assert_allclose(features[:60], np.asarray(feature_model(model)(data.images)), atol=1e-6)
+    np.testing.assert_allclose(features[60:], np.asarray(feature_model(model)(data.images / 2)), atol=1e-6)
+    np.testing.assert_array_equal(labels, np.tile(data.labels, 2))
+
+
+def test_features_leave_live_batch_norm_alone(tiny_backbone, data):
+    model = build_classifier(tiny_backbone, 3, augmentation=Darken())
+    unfreeze_top(model, 3, batch_norm=True)
+    before = model.get_weights()
+    compute_features(model, data, views=2)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize(
+    ("head", "shape"),
+    [
+        (build_head(3, pooling="max"), (None, 16)),
+        (build_head(3, pooling="flatten"), (None, 256)),
+        (keras.Sequential([keras.layers.Conv2D(3, 4, name="pool"), keras.layers.Flatten()]), (None, 4, 4, 16)),
+    ],
+)
+def test_features_end_where_the_heads_first_weights_begin(head, shape):
+    model = build_classifier(make_tiny_backbone(), 3, head=head)
+    assert feature_model(model).output_shape == shape
+
+
+def test_tf_data_and_py_datasets_are_counted_and_give_the_same_features(tiny_backbone, data):
+    import tensorflow as tf
+
+    model = build_classifier(tiny_backbone, 3)
+    dataset = tf.data.Dataset.from_tensor_slices((data.images, data.labels)).batch(16)
+    assert count_batches(dataset) == count_batches(data) == 4
+    np.testing.assert_array_equal(compute_features(model, dataset)[0], compute_features(model, data)[0])
+
+
+def make_bad_batches(kind, data):
+    import tensorflow as tf
+
+    dataset = tf.data.Dataset.from_tensor_slices((data.images, data.labels)).batch(16)
+    return {
+        "list": [data[0]],
+        "arrays": (data.images, data.labels),
+        "generator": (batch for batch in data),
+        "empty": dataset.take(0),
+        "endless": dataset.repeat(),
+        "unknown": dataset.filter(lambda images, labels: True),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("list", "a torch DataLoader of .images, labels. batches, got list. For arrays: load_arrays"),
+        ("arrays", "got tuple"),
+        ("generator", "got generator"),
+        ("empty", "no batch"),
+        ("endless", r"leave out `repeat\(\)`"),
+        ("unknown", "assert_cardinality"),
+    ],
+)
+def test_batches_that_cannot_be_gone_through_again_are_refused(tiny_backbone, data, kind, message):
+    with pytest.raises(ValueError, match=message):
+        compute_features(build_classifier(tiny_backbone, 3), make_bad_batches(kind, data))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x / 255, r"raw, in \[0, 255\]; the first batch lies in \[0, 0\.\d+\]"),
+        (lambda x: x / 127.5 - 1, r"leave out `preprocess_input`"),
+        (lambda x: x - 110, r"lies in \[-110, "),
+        (lambda x: x * 257, "any division by 255"),
+        (lambda x: x * np.nan, "nan"),
+        (lambda x: x[:, :16], r"takes pictures of shape \(None, 32, 32, 3\), got \(16, 16, 32, 3\)"),
+        (lambda x: x[..., :1], r"got \(16, 32, 32, 1\)"),
+    ],
+)
+def test_pictures_that_are_not_raw_are_refused(tiny_backbone, data, change, message):
+    with pytest.raises(ValueError, match=message):
+        check_batches(build_classifier(tiny_backbone, 3), Pictures(change(data.images), data.labels))
+
+
+ONE_HOT = np.eye(3)[np.arange(60) % 3]
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "message"),
+    [
+        ("classification", np.full(60, 3), r"whole numbers from 0 to 2, \(pictures,\)"),
+        ("classification", np.full(60, -1), "got int64 of shape"),
+        ("classification", np.full(60, 0.5), "got float64"),
+        ("classification", ONE_HOT, r"of shape \(16, 3\)"),
+        ("classification", np.array(["cat"] * 60), "got <U3"),
+        ("binary", np.full(60, 2), r"0 or 1, \(pictures,\)"),
+        ("multi-label", np.zeros(60), r"0 or 1, \(pictures, 3\)"),
+        ("multi-label", 2 * ONE_HOT, r"0 or 1, \(pictures, 3\)"),
+        ("regression", np.zeros(60), r"finite numbers, \(pictures, 3\)"),
+        ("regression", np.full((60, 3), np.nan), "finite numbers"),
+    ],
+)
+def test_labels_that_do_not_fit_the_task_are_refused(tiny_backbone, data, task, labels, message):
+    with pytest.raises(ValueError, match=f"Labels for {task} are .*{message}"):
+        check_batches(build_classifier(tiny_backbone, 3, task=task), Pictures(data.images, labels))
+
+
+@pytest.mark.parametrize(
+    ("task", "num_classes", "labels"),
+    [
+        ("classification", 3, np.arange(60)[:, None] % 3),
+        ("binary", 2, np.arange(60) % 2 == 0),
+        ("multi-label", 3, ONE_HOT),
+        ("regression", 1, np.linspace(-1, 1, 60)),
+        ("regression", 3, ONE_HOT * 7),
+    ],
+)
+def test_labels_that_fit_are_let_through_and_the_pictures_counted(tiny_backbone, data, task, num_classes, labels):
+    model = build_classifier(tiny_backbone, num_classes, task=task)
+    assert check_batches(model, Pictures(data.images, labels, batch_size=20)) == 60
+
+
+def test_batches_must_be_pairs(tiny_backbone, data):
+    import tensorflow as tf
+
+    with pytest.raises(ValueError, match=r"pair \(images, labels\)"):
+        check_batches(build_classifier(tiny_backbone, 3), tf.data.Dataset.from_tensor_slices(data.images).batch(16))

@@ -1,0 +1,244 @@
+import keras
+import numpy as np
+import pytest
+from conftest import make_tiny_backbone
+
+from tlkeras.freezing import (
+    AuditReport,
+    FreezeAudit,
+    FreezeError,
+    freeze,
+    freeze_batch_norm,
+    set_trainable_layers,
+    trainable_layers,
+    unfreeze_top,
+)
+from tlkeras.heads import build_classifier
+
+LAYERS = ("conv_0", "depthwise_0", "conv_1", "depthwise_1", "conv_2", "depthwise_2")  # those that unfreeze
+
+
+@pytest.fixture
+def model():
+    return build_classifier(make_tiny_backbone(), 3)
+
+
+def compile_model(model, learning_rate=0.01):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(learning_rate), loss)
+
+
+def fit(model, colour_pictures):
+    images, labels = colour_pictures
+    model.fit(images.astype("float32"), labels, batch_size=30, verbose=0)
+
+
+def weights(model, *endings):
+    return {v.path: np.array(v) for v in model.weights if v.path.endswith(endings)}
+
+
+def moved(before, after):
+    return {path for path in before if not np.array_equal(before[path], after[path])}
+
+
+@pytest.fixture
+def mixed_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def test_frozen_backbone_is_bit_equal_after_fit_and_the_head_is_not(model, colour_pictures):
+    compile_model(model)
+    audit, before = FreezeAudit(model), weights(model, "")
+    fit(model, colour_pictures)
+    assert moved(before, weights(model, "")) == {"logits/kernel", "logits/bias"}
+    report = audit.check()
+    assert (report.planned, report.moved, report.frozen) == (2, 2, len(before) - 2)
+    assert str(report) == (
+        "moved 2 of 2 trainable variables, 0 of 21 frozen ones, 0 batch-norm statistics; "
+        "the optimizer holds exactly the trainable set"
+    )
+
+
+def test_batch_norm_statistics_stay_put_while_every_kernel_around_them_moves(model, colour_pictures):
+    unfreeze_top(model, 3)
+    compile_model(model)
+    audit, before = FreezeAudit(model), weights(model, "")
+    fit(model, colour_pictures)
+    changed = moved(before, weights(model, ""))
+    assert {f"{name}/kernel" for name in LAYERS} <= changed
+    assert not any(path.startswith("norm_") for path in changed)
+    assert audit.check().statistics_moved == ()
+
+
+def test_the_keras_guides_recipe_moves_the_statistics_and_the_audit_says_so(colour_pictures):
+    base = make_tiny_backbone().model
+    base.trainable = False
+    inputs = keras.Input((32, 32, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(base(inputs, training=False))
+    model = keras.Model(inputs, keras.layers.Dense(3)(pooled))
+    compile_model(model)
+    audit = FreezeAudit(model)
+    fit(model, colour_pictures)
+    assert audit.check().frozen == 21  # nested models are looked into
+
+    base.trainable = True  # "Unfreeze the base model. Note that it keeps running in inference mode."
+    compile_model(model, 1e-5)
+    audit, before = FreezeAudit(model), weights(model, "moving_mean", "moving_variance")
+    fit(model, colour_pictures)
+    changed = moved(before, weights(model, "moving_mean", "moving_variance"))
+    assert len(before) == 6 and changed == set(before)
+    with pytest.raises(FreezeError, match="6 frozen variables moved.*`training=False` does not prevent"):
+        audit.check()
+    assert set(audit.check(raise_error=False).statistics_moved) == changed
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        (0, ()),
+        (1, LAYERS[4:]),
+        (2, LAYERS[2:]),
+        (3, LAYERS),
+        (np.int64(1), LAYERS[4:]),
+        (0.5, LAYERS[3:]),
+        (1e-6, LAYERS[5:]),
+        (1.0, LAYERS),
+        ("drop_1", LAYERS[4:]),
+        ("drop_0", LAYERS[2:]),
+    ],
+)
+def test_unfreeze_top_opens_just_the_layers_above_the_cut(model, stages, expected):
+    unfreeze_top(model, 3)  # what was open before is frozen again
+    assert unfreeze_top(model, stages) == expected
+    assert trainable_layers(model) == expected
+    variables = {v.path.split("/")[0] for v in model.trainable_variables}
+    assert variables == {*expected, "logits"}
+
+
+def test_batch_norm_opens_only_on_request(model):
+    assert "norm_2" in unfreeze_top(model, 1, batch_norm=True)
+    assert model.get_layer("norm_2").trainable and not model.get_layer("norm_1").trainable
+
+
+@pytest.mark.parametrize("stages", ["conv_2", 4, -1, None])
+def test_an_unknown_stage_is_answered_with_the_stages_there_are(model, stages):
+    with pytest.raises(ValueError, match="up to 3, a share such as 0.3.* drop_0, drop_1, drop_2"):
+        unfreeze_top(model, stages)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5, float("nan")])
+def test_a_share_outside_its_range_is_refused(model, share):
+    with pytest.raises(ValueError, match="For a number of stages pass an int"):
+        unfreeze_top(model, share)
+
+
+def test_freeze_batch_norm_mends_a_model_that_was_unfrozen_by_hand(model, colour_pictures):
+    for layer in model.layers:
+        layer.trainable = True
+    compile_model(model)
+    assert freeze_batch_norm(model) == 3
+    assert freeze_batch_norm(model) == 0
+    assert trainable_layers(model) == tuple(
+        layer.name for layer in model.layers if layer.weights and not layer.name.startswith(("norm", "logits"))
+    )
+    compile_model(model)
+    audit = FreezeAudit(model)
+    fit(model, colour_pictures)
+    assert audit.check().statistics_moved == ()
+
+
+@pytest.mark.parametrize("change", [unfreeze_top, freeze, freeze_batch_norm])
+def test_fit_refuses_after_flags_changed_until_compiled_again(model, colour_pictures, change):
+    for layer in model.layers:
+        layer.trainable = change is not unfreeze_top
+    compile_model(model)
+    change(model)
+    with pytest.raises(ValueError, match=r"call `compile\(\)`"):
+        fit(model, colour_pictures)
+
+
+def test_a_call_that_changes_no_flag_leaves_the_model_compiled(model):
+    compile_model(model)
+    freeze(model)
+    assert model.compiled
+
+
+def test_audit_raises_when_a_layer_was_frozen_without_compiling(model, colour_pictures):
+    unfreeze_top(model, 1)
+    compile_model(model)
+    fit(model, colour_pictures)
+    model.get_layer("conv_2").trainable = False
+    audit = FreezeAudit(model)
+    fit(model, colour_pictures)
+    with pytest.raises(FreezeError, match=r"1 frozen variables moved \(conv_2/kernel\). A `trainable` flag"):
+        audit.check()
+    assert audit.check(raise_error=False).optimizer_extra == ("conv_2/kernel",)
+
+
+def test_audit_raises_when_a_layer_was_unfrozen_without_compiling(model, colour_pictures):
+    compile_model(model)
+    fit(model, colour_pictures)
+    model.get_layer("conv_2").trainable = True
+    audit = FreezeAudit(model)
+    fit(model, colour_pictures)
+    with pytest.raises(FreezeError, match="lacks 1 trainable variables and holds 0 frozen ones: .* not compiled"):
+        audit.check()
+
+
+def test_audit_raises_when_nothing_moved(model, colour_pictures):
+    compile_model(model, learning_rate=0.0)
+    audit = FreezeAudit(model)
+    fit(model, colour_pictures)
+    with pytest.raises(FreezeError, match="No trainable variable moved"):
+        audit.check()
+
+
+def test_audit_holds_under_mixed_precision_with_its_loss_scaler(mixed_precision, colour_pictures):
+    model = build_classifier(make_tiny_backbone(), 3)
+    unfreeze_top(model, 1)
+    compile_model(model)
+    assert hasattr(model.optimizer, "inner_optimizer")
+    audit = FreezeAudit(model)
+    fit(model, colour_pictures)
+    assert audit.check().moved == 5
+    model.get_layer("conv_2").trainable = False
+    assert FreezeAudit(model).check(raise_error=False).optimizer_extra == ("conv_2/kernel",)
+
+
+def test_a_heads_own_batch_norm_may_move_and_the_backbones_may_not(colour_pictures):
+    layers = keras.layers
+    head = keras.Sequential([layers.GlobalAveragePooling2D(), layers.BatchNormalization(name="own"), layers.Dense(3)])
+    model = build_classifier(make_tiny_backbone(), 3, head=head)
+    compile_model(model)
+    audit = FreezeAudit(model)
+    before = weights(model, "moving_mean")
+    fit(model, colour_pictures)
+    assert moved(before, weights(model, "moving_mean")) == {"own/moving_mean"}
+    assert audit.check().frozen_moved == ()
+
+
+def test_live_batch_norm_passes_the_audit_only_where_the_plan_allows_it(model, colour_pictures):
+    unfreeze_top(model, 1, batch_norm=True)
+    compile_model(model)
+    allowed, strict = FreezeAudit(model, batch_norm=True), FreezeAudit(model)
+    fit(model, colour_pictures)
+    statistics = ("norm_2/moving_mean", "norm_2/moving_variance")
+    assert allowed.check().statistics_moved == statistics
+    assert strict.check(raise_error=False).frozen_moved == statistics
+
+
+def test_a_report_survives_json_and_tells_whether_it_holds():
+    report = AuditReport(3, 3, 5, (), (), (), ())
+    assert report.to_dict()["holds"]
+    broken = AuditReport(3, 3, 5, ("conv_0/kernel",), (), (), ())
+    assert not broken.to_dict()["holds"]
+    assert AuditReport.from_dict({**broken.to_dict(), "frozen_moved": ["conv_0/kernel"]}) == broken
+
+
+def test_models_and_layers_from_elsewhere_are_refused(model):
+    with pytest.raises(ValueError, match="not made by build_classifier"):
+        freeze(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
+    with pytest.raises(ValueError, match="no layers named block_9"):
+        set_trainable_layers(model, ("block_9", "conv_2"))

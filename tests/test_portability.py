@@ -1,0 +1,71 @@
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tlkeras
+
+CORE = ["backbones", "heads", "freezing", "features", "checkpoints", "optimizers", "progress", "training", "probes"]
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_the_core_imports_nothing_of_tensorflow_at_its_top(name):
+    tree = ast.parse((Path(tlkeras.__file__).parent / f"{name}.py").read_text())
+    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    roots = {
+        (alias.name if isinstance(node, ast.Import) else node.module).split(".")[0]
+        for node in top
+        for alias in node.names
+    }
+    assert "keras" in roots
+    assert roots <= {*sys.stdlib_module_names, "keras", "numpy", "tlkeras"}
+
+
+JAX_RUN = """
+import json, sys
+
+class NoTensorFlow:  # where it is installed, Keras imports it whatever the backend
+    def find_spec(name, path=None, target=None):
+        if name == "tensorflow":
+            raise ModuleNotFoundError("No module named 'tensorflow'")
+
+sys.meta_path.insert(0, NoTensorFlow)
+import numpy as np
+from conftest import make_tiny_backbone
+from test_features import Pictures
+from test_training import make_lively_backbone
+from tlkeras import Settings, build_classifier, fine_tune, train_head, unfreeze_top
+
+labels = np.arange(60) % 3
+images = np.random.default_rng(0).integers(0, 120, (60, 32, 32, 3)).astype("float32")
+images[np.arange(60), :, :, labels] += 80
+data = Pictures(images, labels)
+model = build_classifier(make_lively_backbone(), 3)
+settings = Settings(verbose=0, stage_decay=0.1)
+history = train_head(model, data, data, epochs=12, learning_rate=0.1, settings=settings)
+unfreeze_top(model, 2)
+history += fine_tune(model, data, data, epochs=2, learning_rate=1e-3, settings=settings)
+print(json.dumps({
+    "accuracy": model.evaluate(data, verbose=0)[1],
+    "audits": {phase: str(report) for phase, report in history.audits.items()},
+}))
+"""
+
+
+def test_both_phases_run_on_jax_without_tensorflow(tmp_path):
+    if importlib.util.find_spec("jax") is None:
+        pytest.skip("needs the jax package, which is not among this project's requirements")
+    paths = [str(Path(__file__).parent), str(Path(tlkeras.__file__).parents[1])]
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(paths)}
+    run = subprocess.run([sys.executable, "-c", JAX_RUN], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr[-2000:]
+    result = json.loads(run.stdout.splitlines()[-1])
+    assert result["accuracy"] > 0.8  # chance is 0.33
+    assert result["audits"]["fine-tune"].startswith(
+        "moved 8 of 8 trainable variables, 0 of 15 frozen ones, 0 batch-norm"
+    )

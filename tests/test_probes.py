@@ -1,0 +1,119 @@
+import keras
+import numpy as np
+import pytest
+from conftest import make_tiny_backbone
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from test_features import Pictures
+
+from tlkeras.data import load_arrays
+from tlkeras.evaluation import predict, to_probabilities
+from tlkeras.features import compute_features
+from tlkeras.heads import build_classifier, build_head
+from tlkeras.probes import PENALTIES, fit_probe, probe_head, set_head
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images, labels = load_digits(return_X_y=True)
+    return images[:300] / 16, labels[:300]
+
+
+def make_lively_backbone():
+    """The tiny backbone with kernels large enough for random features to tell the colours apart."""
+    backbone = make_tiny_backbone()
+    for weight in backbone.model.trainable_weights:
+        weight.assign(2 * weight)
+    return backbone
+
+
+@pytest.mark.parametrize(("task", "num_classes"), [("classification", 2), ("classification", 3), ("binary", 2)])
+def test_the_whole_model_gives_the_probes_probabilities(colour_pictures, task, num_classes):
+    images, labels = colour_pictures[0].astype("float32"), colour_pictures[1] % num_classes
+    model = build_classifier(make_lively_backbone(), num_classes, task=task)
+    features, truth = compute_features(model, Pictures(images, labels))
+    probe = fit_probe(features, truth)
+    expected = probe.predict_proba(features)
+    assert np.ptp(expected) > 0.3  # so that agreement means something
+    set_head(model, probe)
+    np.testing.assert_allclose(to_probabilities(model.predict(images, verbose=0), task), expected, atol=1e-4)
+
+
+def test_the_penalty_is_the_one_with_the_best_cross_validated_log_loss(digits):
+    features, labels = digits
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    scores = [
+        cross_val_score(
+            LogisticRegression(C=c, max_iter=500, tol=1e-3), *digits, cv=folds, scoring="neg_log_loss"
+        ).mean()
+        for c in PENALTIES
+    ]
+    assert fit_probe(features, labels).C == PENALTIES[int(np.argmax(scores))]
+    noise = np.random.default_rng(0).normal(size=(300, 40))
+    assert fit_probe(noise, labels).C == min(PENALTIES)  # nothing to learn: the strongest penalty
+
+
+def test_class_weights_reach_the_probe(digits):
+    features, labels = digits
+    rare = np.where(np.arange(300) < 30, 1, 0)
+    plain = fit_probe(features, rare).predict(features).mean()
+    assert fit_probe(features, rare, class_weight={0: 1.0, 1: 20.0}).predict(features).mean() > plain
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "message"),
+    [
+        (np.zeros((6, 4, 4, 2)), np.zeros(6, int), r"pooled features .* got an array of shape \(6, 4, 4, 2\)"),
+        (np.zeros((6, 2)), np.array([0, 0, 0, 1, 1, 2]), "Class 2 has 1 pictures; cross-validation takes 2"),
+        (np.zeros((6, 2)), np.zeros(6, int), "Class 1 has 0 pictures"),
+        (np.zeros((6, 2)), np.array([0, 0, 0, 2, 2, 2]), "Class 1 has 0 pictures"),
+        (np.zeros((6, 2)), np.zeros((6, 3)), r"one class \(0, 1, ...\) a row, got float64 labels \(6, 3\)"),
+        (np.zeros((6, 2)), np.zeros(5, int), r"got int64 labels \(5,\)"),
+        (np.zeros((6, 2)), np.full(6, -1), "one class"),
+    ],
+)
+def test_what_cannot_be_probed_is_refused(features, labels, message):
+    with pytest.raises(ValueError, match=message):
+        fit_probe(features, labels)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        build_head(3, hidden=(4,)),
+        keras.Sequential([keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, "softmax")]),
+        keras.Sequential([keras.layers.Dense(3), keras.layers.GlobalAveragePooling2D()]),
+    ],
+)
+def test_a_head_that_is_not_linear_on_pooled_features_takes_no_probe(digits, head):
+    model = build_classifier(make_tiny_backbone(), 3, head=head)
+    with pytest.raises(ValueError, match="pooling and one dense layer only"):
+        set_head(model, fit_probe(digits[0], digits[1] % 3))
+
+
+def test_a_probe_of_other_features_is_refused(digits):
+    model = build_classifier(make_tiny_backbone(), 3)
+    with pytest.raises(ValueError, match=r"The probe's weights are \(64, 3\), the head's are \(16, 3\)"):
+        set_head(model, fit_probe(digits[0], digits[1] % 3))
+
+
+@pytest.fixture
+def data(colour_pictures):
+    return load_arrays(*colour_pictures, class_names=["red", "green", "blue"])
+
+
+def test_probe_head_trains_the_whole_model_and_reports_what_predict_finds(data):
+    model = build_classifier(make_lively_backbone(), 3)
+    history = probe_head(model, data)
+    (row,) = history.rows
+    held_out = predict(model, data)
+    assert row["val_accuracy"] == (held_out.predicted == held_out.truth).mean()
+    assert row["accuracy"] > 0.8  # chance is 0.33
+    assert 1 / row["penalty"] in [pytest.approx(c) for c in PENALTIES]
+    assert history.seconds["probe"] > 0
+
+
+def test_a_task_without_classes_has_no_probe(data):
+    with pytest.raises(ValueError, match="A probe classifies; this model's task is 'multi-label'"):
+        probe_head(build_classifier(make_tiny_backbone(), 3, task="multi-label"), data)

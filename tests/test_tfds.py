@@ -1,0 +1,92 @@
+"""Claims about published sets: their own splits are kept, what is missing is said."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import save_picture
+from test_data import digests, pixels
+
+from tlkeras.pictures import decode_picture
+from tlkeras.splits import Split
+from tlkeras.tfds import load_tfds
+
+
+def test_a_tfds_folder_builder_gives_its_own_splits(insects, tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    shutil.copytree(insects, tmp_path / "set" / "train")
+    for number in range(4):
+        for name in ("ants", "bees", "wasps"):
+            save_picture(
+                tmp_path / "set" / "test" / name / f"{number}.png", 5000 + number + 10 * len(name) + ord(name[0])
+            )
+    data = load_tfds(tfds.folder_dataset.ImageFolder(str(tmp_path / "set")), image_size=24, batch_size=8)
+    assert data.counts["test"] == {"ants": 4, "bees": 4, "wasps": 4}
+    assert data.counts["validation"] == {"ants": 4, "bees": 3, "wasps": 3}
+    assert sum(data.counts["train"].values()) == 40
+    decoded = [decode_picture(path, 24).astype("float32") for path in insects.rglob("*.png")]
+    files = {hashlib.sha256(image.tobytes()).hexdigest() for image in decoded}
+    assert set(digests(data.train)) | set(digests(data.validation)) == files
+    assert not set(digests(data.train)) & set(digests(data.validation))
+
+
+def tiny_builder(source: np.ndarray):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+        """Twenty pictures of two classes, and no split but train."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = Path(__file__).parent
+
+        def _info(self):
+            label = tfds.features.ClassLabel(names=["cat", "dog"])
+            features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(8, 8, 3)), "label": label})
+            return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=("image", "label"))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for number, image in enumerate(source):
+                yield number, {"image": image, "label": number % 2}
+
+    return Tiny
+
+
+def test_a_prepared_tfds_folder_is_read_in_place_and_cut_once(tmp_path):
+    source = pixels(20)
+    builder = tiny_builder(source)(data_dir=tmp_path)
+    builder.download_and_prepare()
+    data = load_tfds(builder.data_path, image_size=8, split=Split(test=0.2))
+    assert data.counts == {
+        "train": {"cat": 6, "dog": 6},
+        "validation": {"cat": 2, "dog": 2},
+        "test": {"cat": 2, "dog": 2},
+    }
+    seen = [set(digests(dataset)) for dataset in (data.train, data.validation, data.test)]
+    assert set.union(*seen) == {hashlib.sha256(image.astype("float32").tobytes()).hexdigest() for image in source}
+    assert sum(map(len, seen)) == 20
+    again = load_tfds(builder.data_path, image_size=8, split=Split(test=0.2))
+    assert digests(again.train) == digests(load_tfds(builder, image_size=8, split=Split(test=0.2)).train)
+
+
+def test_a_failing_download_says_what_was_tried(tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    def refused(*args, **options):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", refused)
+    with pytest.raises(ConnectionError, match=r"mnist.*network is unreachable.*looked for in.*data_dir="):
+        load_tfds("mnist", data_dir=tmp_path)
+
+
+def test_an_unknown_tfds_name_is_answered_with_near_ones(monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    with pytest.raises(ValueError, match="no set 'tf_flower'; did you mean tf_flowers"):
+        load_tfds("tf_flower")

@@ -1,0 +1,132 @@
+"""The card of an artefact: what is in the folder, how pictures have to be prepared, and the hash of each file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tlkeras.heads import Transfer
+
+CARD, MODEL, GOLDEN, MANIFEST = "card.json", "model.keras", "golden.npz", "split.csv"
+FORMAT = "tlkeras artifact 1"
+
+# Measured on MobileNetV2 (alpha 0.35, 160 px): another engine (XLA, no oneDNN) moves a probability by 7e-6, rounding to
+# float16, hence also to the TF32 of GPUs, by 2e-3, to bfloat16 by 3e-2; all weights of the first layer 1 % too large by
+# 1.5e-2, swapped colours by 0.99. So the replay lets a model move between CPU and GPU; a changed byte is for the hash.
+TOLERANCE = 1e-2
+TOLERANCE_HALF_PRECISION = 5e-2
+
+
+class ArtifactError(ValueError):
+    """A folder that is no artefact, was changed, or no longer answers as it did when it was saved."""
+
+
+def make_card(
+    transfer: Transfer, class_names: Sequence[str], *, half_precision: bool, extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Get the card of a classifier.
+
+    Args:
+        transfer: `model.transfer`.
+        class_names: In the order of the outputs.
+        half_precision: Whether a layer computes in 16 bits.
+        extra: JSON-able things to remember.
+
+    Raises:
+        ValueError: If `extra` is no JSON.
+    """
+    card = {
+        "format": FORMAT,
+        "class_names": list(map(str, class_names)),
+        "task": transfer.task,
+        "preprocessing": {
+            "channels": "RGB",
+            "range": [0, 255],
+            "image_size": transfer.image_size,
+            "resize": "stretched to a square, bilinear, antialiased",
+            "decoder": "tlkeras.pictures.decode_picture",
+        },
+        "transfer": transfer.to_dict(),
+        "tolerance": TOLERANCE_HALF_PRECISION if half_precision else TOLERANCE,
+        "versions": versions(),
+        "extra": dict(extra or {}),
+    }
+    try:
+        json.dumps(card, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"extra must hold plain numbers, texts, lists and dictionaries: {error}.") from error
+    return card
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write the card of a folder, with the hash of each file that lies there."""
+    card["files"] = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+    (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Get the card of a folder whose files are all there and as they were.
+
+    Raises:
+        ArtifactError: If there is no card, it was edited, or a file is missing or differs.
+    """
+    path = folder / CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{folder} is no artefact: it holds no {CARD}. save_artifact() writes one.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise ArtifactError(f"{path} is not of the format {FORMAT!r} that this version of tlkeras reads.")
+    kinds = {"class_names": list, "task": str, "preprocessing": dict, "transfer": dict, "versions": dict, "files": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(card.get(name), kind)]
+    if not isinstance(card.get("tolerance"), float) or not 0 < card["tolerance"] <= TOLERANCE_HALF_PRECISION:
+        wrong.append("tolerance")  # a wide tolerance would let any model through
+    if wrong or not isinstance(card["preprocessing"].get("image_size"), int):
+        raise ArtifactError(f"{path} is incomplete or was edited: look at {', '.join(wrong) or 'image_size'}.")
+    # Known names only: a card must not make us open "../../elsewhere".
+    if foreign := sorted(set(card["files"]) - {MODEL, GOLDEN, MANIFEST}):
+        raise ArtifactError(f"{path} lists {foreign[0]!r}, a file that no artefact has.")
+    if not {MODEL, GOLDEN} <= set(card["files"]):
+        raise ArtifactError(f"{path} must list {MODEL} and {GOLDEN}.")
+    for name, wanted in card["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise ArtifactError(f"{file} is missing: the folder was not copied whole.")
+        if sha256(file) != wanted:
+            raise ArtifactError(f"{file} is not the file that was saved (its SHA-256 differs): copy it again.")
+    return card
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise a FileExistsError where a folder holds anything but an artefact."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise FileExistsError(f"{folder} is a file or a link. An artefact is a folder: choose another name.")
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if names and (CARD not in names or names - {CARD, MODEL, GOLDEN, MANIFEST}):
+        other = sorted(names - {CARD, MODEL, GOLDEN, MANIFEST} or names)[0]
+        raise FileExistsError(f"{folder} is not empty and holds {other!r}: choose another name.")
+
+
+def sha256(path: Path) -> str:
+    """Get the SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Get the versions of all that decides what a model answers."""
+    found = {"python": platform.python_version(), "keras": keras.version(), "backend": keras.backend.backend()}
+    for name in ("tlkeras", "numpy", "pillow", found["backend"]):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a checkout, or a build under another name
+            found[name] = "unknown"
+    return found

@@ -1,0 +1,169 @@
+"""Predictions: what a model said about each picture, aligned with its truth and its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said about each picture, in one order with the truth and the files.
+
+    Attributes:
+        truth: Integer classes (n,); 0/1 matrix (n, k) for "multi-label"; floats (n,) or (n, k) for "regression";
+            None where nobody knows it.
+        probabilities: (n, k) in [0, 1]; the predicted values themselves for "regression".
+        paths: The picture files, or None for pictures that never were files.
+        class_names: The k classes, in the order of the columns.
+        task: "classification", "binary", "multi-label" or "regression".
+    """
+
+    truth: np.ndarray | None
+    probabilities: np.ndarray
+    paths: tuple[str, ...] | None
+    class_names: tuple[str, ...]
+    task: str = "classification"
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not belong together."""
+        num_pictures, num_columns = self.probabilities.shape
+        for name, part in (("truth", self.truth), ("paths", self.paths)):
+            if part is not None and len(part) != num_pictures:
+                raise ValueError(f"{len(part)} {name} for {num_pictures} rows of probabilities: they must be aligned.")
+        if len(self.class_names) != num_columns:
+            raise ValueError(f"{len(self.class_names)} class names for {num_columns} columns of probabilities.")
+
+    def __len__(self) -> int:
+        """Get the number of pictures."""
+        return len(self.probabilities)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The most probable class of each picture, (n,)."""
+        return self.probabilities.argmax(axis=1)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Get one JSON-able dictionary a picture: path, label and the probability of each class.
+
+        A multi-label row has "labels" (those of probability 0.5 or more), a regression row has "values".
+        """
+        rows = []
+        for index, numbers in enumerate(self.probabilities.tolist()):
+            named = dict(zip(self.class_names, numbers, strict=True))
+            row: dict[str, Any] = {"path": self.paths[index] if self.paths is not None else None}
+            if self.task == "regression":
+                row["values"] = named
+            elif self.task == "multi-label":
+                row |= {"labels": [name for name, p in named.items() if p >= 0.5], "probabilities": named}
+            else:
+                row |= {"label": max(named, key=named.__getitem__), "probabilities": named}
+            rows.append(row)
+        return rows
+
+
+def to_probabilities(logits: np.ndarray, task: str = "classification") -> np.ndarray:
+    """Get probabilities (n, k) from a model's logits; in float64, so that each row of classes sums to one.
+
+    Args:
+        logits: (n, k), or (n, 1) for "binary".
+        task: "classification" (softmax), "binary" (the probabilities of class 0 and class 1, (n, 2)), "multi-label"
+            (a sigmoid for each label) or "regression" (nothing is done).
+
+    Returns:
+        Probabilities (n, k).
+
+    Raises:
+        ValueError: If the task is unknown, the shape does not fit it, or a logit is not finite.
+
+    Examples:
+    >>> to_probabilities(np.array([[0.0]]), "binary")
+    array([[0.5, 0.5]])
+    """
+    from scipy.special import expit, softmax
+
+    logits = np.asarray(logits, dtype=np.float64)
+    if logits.ndim != 2:
+        raise ValueError(f"Logits have the shape (pictures, outputs), got {logits.shape}.")
+    if not np.isfinite(logits).all():
+        broken = int((~np.isfinite(logits).all(axis=1)).sum())
+        raise ValueError(
+            f"The model gives NaN or infinity for {broken} of {len(logits)} pictures: its training diverged. "
+            "Train again at a lower learning rate."
+        )
+    if task == "classification":
+        return softmax(logits, axis=1)
+    if task == "multi-label":
+        return expit(logits)
+    if task == "regression":
+        return logits
+    if task != "binary":
+        raise ValueError(f"task is 'classification', 'binary', 'multi-label' or 'regression', got {task!r}.")
+    if logits.shape[1] != 1:
+        raise ValueError(f"A binary model has one logit, this one gives {logits.shape[1]}.")
+    return np.hstack([expit(-logits), expit(logits)])
+
+
+def predict(model: keras.Model, data: Any, split: str = "validation") -> Predictions:
+    """Get the model's probabilities for the pictures of a split, aligned with their truth and paths.
+
+    For whatever is looked at more than once: choosing a model, an epoch, a threshold. The test split is closed
+    here, because a figure that steered a choice is no longer an estimate.
+
+    Args:
+        model: Gives logits for pictures (batch, height, width, 3) in [0, 255]; `model.transfer.task` says which
+            kind of logits, a softmax is taken where there is none.
+        data: The `Data` of a loader.
+        split: "validation" or "train".
+
+    Returns:
+        One row a picture, in the order of `data.paths[split]`.
+
+    Raises:
+        ValueError: If the split is "test", unknown or absent, or the logits are not finite.
+    """
+    if split == "test":
+        raise ValueError("predict() keeps the test split closed. When every choice is made: open_test(model, data).")
+    if split not in ("train", "validation"):
+        raise ValueError(f"split is 'validation' or 'train', got {split!r}.")
+    return _collect(model, data, data.ordered(split), split)
+
+
+def open_test(model: keras.Model, data: Any) -> Predictions:
+    """Get the model's probabilities for the test split: the one function that reads it.
+
+    Call it once, at the end, for the figure to publish. Looked at often and chosen by, the test split becomes a
+    second validation split and its accuracy too good.
+
+    Args:
+        model: As for `predict`.
+        data: The `Data` of a loader, with a test split.
+
+    Returns:
+        One row a picture, in the order of `data.paths["test"]`.
+
+    Raises:
+        ValueError: If there is no test split, or the logits are not finite.
+    """
+    if data.test is None:
+        raise ValueError("This data has no test split. Load it again with a share for test, or add a test/ folder.")
+    return _collect(model, data, data.ordered("test"), "test")
+
+
+def _collect(model: keras.Model, data: Any, batches: Any, split: str) -> Predictions:
+    logits, truth = [], []
+    for images, labels in batches:
+        # numpy in, numpy out: the same loop serves the TensorFlow, JAX and torch backends.
+        logits.append(np.asarray(model.predict_on_batch(np.asarray(images))))
+        truth.append(np.asarray(labels))
+    if not logits:
+        raise ValueError(f"The {split} split holds no pictures.")
+    truth, paths = np.concatenate(truth), data.paths.get(split)
+    if not np.array_equal(truth, data.labels[split]):
+        raise ValueError(f"data.ordered({split!r}) no longer yields the pictures in the order of data.labels.")
+    task = getattr(getattr(model, "transfer", None), "task", "classification")
+    probabilities = to_probabilities(np.concatenate(logits), task)
+    return Predictions(truth, probabilities, None if paths is None else tuple(paths), tuple(data.class_names), task)
