@@ -20,7 +20,9 @@ def run(*arguments, **environment) -> subprocess.CompletedProcess:
     """The command line as a user starts it."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "", **environment}
     environment.pop("TF_CPP_MIN_LOG_LEVEL") if not environment["TF_CPP_MIN_LOG_LEVEL"] else None
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,14 @@ def test_the_users_errors_end_in_one_line_and_usage_in_status_2(arguments, statu
 def test_weights_out_of_reach_end_in_a_line_that_tells_the_next_step(photos, tmp_path):
     broken_proxy = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
     done = run(
-        "fit", photos, "--weights", "imagenet", "--out", tmp_path / "x", KERAS_HOME=str(tmp_path / "home"), **broken_proxy
+        "fit",
+        photos,
+        "--weights",
+        "imagenet",
+        "--out",
+        tmp_path / "x",
+        KERAS_HOME=str(tmp_path / "home"),
+        **broken_proxy,
     )
     assert done.returncode == 1
     assert "embedded" in done.stderr and str(tmp_path / "home") in done.stderr and "Traceback" not in done.stderr

@@ -5,12 +5,14 @@ from conftest import make_tiny_backbone
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from test_features import Pictures
 
-from tlkeras.data import load_arrays
-from tlkeras.evaluation import predict, to_probabilities
 from tlkeras.features import compute_features
 from tlkeras.heads import build_classifier, build_head
+from tlkeras.loaders import load_arrays
+from tlkeras.predictions import predict, to_probabilities
 from tlkeras.probes import PENALTIES, fit_probe, probe_head, set_head
 
 
@@ -45,13 +47,23 @@ def test_the_penalty_is_the_one_with_the_best_cross_validated_log_loss(digits):
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     scores = [
         cross_val_score(
-            LogisticRegression(C=c, max_iter=500, tol=1e-3), *digits, cv=folds, scoring="neg_log_loss"
+            make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=500, tol=1e-3)),
+            *digits,
+            cv=folds,
+            scoring="neg_log_loss",
         ).mean()
         for c in PENALTIES
     ]
     assert fit_probe(features, labels).C == PENALTIES[int(np.argmax(scores))]
     noise = np.random.default_rng(0).normal(size=(300, 40))
-    assert fit_probe(noise, labels).C == min(PENALTIES)  # nothing to learn: the strongest penalty
+    assert fit_probe(noise, labels).C <= 0.01  # nothing to learn: a strong penalty
+
+
+def test_the_scale_of_the_features_changes_no_prediction(digits):
+    features, labels = digits
+    expected = fit_probe(features, labels).predict_proba(features)
+    assert np.ptp(expected) > 0.3
+    np.testing.assert_allclose(fit_probe(features * 1e-3, labels).predict_proba(features * 1e-3), expected, atol=1e-3)
 
 
 def test_class_weights_reach_the_probe(digits):

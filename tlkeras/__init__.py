@@ -39,7 +39,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "recipes": ["transfer"],
         "splits": ["Split", "read_manifest", "write_manifest"],
         "tfds": ["load_tfds"],
-        "training": ["History", "Settings", "fine_tune", "train_from_scratch", "train_head"],
+        "training": ["History", "Settings", "fine_tune", "fine_tune_gradually", "train_from_scratch", "train_head"],
         "weights": ["WeightsNotFoundError"],
     },
 )

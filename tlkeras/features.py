@@ -12,38 +12,44 @@ from collections.abc import Callable, Iterable
 import keras
 import numpy as np
 
-from tlkeras.freezing import transfer_of
+from tlkeras.freezing import trainable_layers, transfer_of
 from tlkeras.heads import AUGMENTATION
 
-CACHE_LIMIT = 2_000_000_000  # bytes of features that training a head keeps in memory
+CACHE_LIMIT = 2_000_000_000  # bytes of features that training keeps in memory
 POOLING = keras.layers.GlobalAveragePooling2D | keras.layers.GlobalMaxPooling2D | keras.layers.Flatten
 
 
-def feature_model(model: keras.Model) -> keras.Model:
-    """Get the frozen part of a classifier: from raw pictures to what the first layer with weights of the head takes.
+def cut_point(model: keras.Model) -> keras.KerasTensor | None:
+    """Get the highest point of a classifier's graph below which nothing trains, or None if there is no such stage.
 
-    For the default head that is the pooled features, (batch, channels); for a head that does not begin with a
-    pooling layer the feature map, (batch, height, width, channels).
+    With the whole backbone frozen that is what the head's first layer with weights takes: pooled features, (batch,
+    channels), for the default head. Else it is the feature map of the last stage below the unfrozen layers.
     """
     transfer = transfer_of(model)
-    features, first = model.get_layer(transfer.stages[-1]).output, model.get_layer(transfer.head_layers[0])
-    return keras.Model(model.inputs[0], first(features) if isinstance(first, POOLING) else features)
+    if opened := trainable_layers(model):
+        layers = transfer.backbone_layers
+        below = [stage for stage in transfer.stages if layers.index(stage) < layers.index(opened[0])]
+        return model.get_layer(below[-1]).output if below else None
+    first = model.get_layer(transfer.head_layers[0])
+    return first.output if isinstance(first, POOLING) else model.get_layer(transfer.stages[-1]).output
 
 
-def head_model(model: keras.Model) -> keras.Model:
-    """Get the rest of a classifier: from what `feature_model` gives to logits, with the model's own layers."""
-    layers = [model.get_layer(name) for name in transfer_of(model).head_layers]
-    inputs = outputs = keras.Input(feature_model(model).output_shape[1:])
-    for layer in layers[isinstance(layers[0], POOLING) :]:
-        outputs = layer(outputs)
-    return keras.Model(inputs, outputs)
+def feature_model(model: keras.Model) -> keras.Model:
+    """Get the frozen part of a classifier: from raw pictures to the cut point."""
+    return keras.Model(model.inputs[0], cut_point(model))
 
 
-def count_views(model: keras.Model, num_pictures: int, views: int | None) -> int:
-    """Get how many views to store features of: `views`, or a default; 0 where they would not fit into memory."""
-    views = (4 if model.get_layer(AUGMENTATION).steps else 1) if views is None else views
-    num_bytes = 4 * math.prod(feature_model(model).output_shape[1:]) * num_pictures * views
-    return views if num_bytes <= CACHE_LIMIT else 0
+def top_model(model: keras.Model) -> keras.Model:
+    """Get the rest of a classifier, from the cut point to logits; the same layers, so what trains here trains there."""
+    return keras.Model(cut_point(model), model.outputs[0])
+
+
+def count_views(model: keras.Model, num_pictures: int, views: int) -> int:
+    """Get how many views to store features of: `views`, or 0 where they would not fit or the lowest stage trains."""
+    cut = cut_point(model)
+    if not views or cut is None or None in cut.shape[1:]:
+        return 0
+    return views if 4 * math.prod(cut.shape[1:]) * num_pictures * views <= CACHE_LIMIT else 0
 
 
 def compute_features(model: keras.Model, batches: Iterable, *, views: int = 1) -> tuple[np.ndarray, np.ndarray]:

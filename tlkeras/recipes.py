@@ -43,7 +43,7 @@ def transfer(
     backbone: str | Backbone = "MobileNetV2",
     *,
     strategy: str = "fine-tune",
-    stages: int | float | str = 3,
+    stages: int | float | str = 2,
     seed: int = 0,
     settings: Settings | None = None,
 ) -> Result:
@@ -75,11 +75,14 @@ def transfer(
     model = build_classifier(backbone, data.num_classes)
     if strategy == "probe":
         return Result(model, probe_head(model, data, class_weight=settings.class_weight, seed=seed), strategy)
-    augmented = data.augmented("light")
+    train = data.augmented("light").train
     views = 4 if settings.views is None else settings.views
-    head_settings = dataclasses.replace(settings, views=views)
-    history = train_head(model, augmented.train, data.validation, settings=head_settings)
+    settings = dataclasses.replace(settings, views=views)
+    history = train_head(model, train, data.validation, settings=settings)
     if strategy == "fine-tune":
         unfreeze_top(model, stages)
-        history += fine_tune(model, augmented.train, data.validation, settings=settings)
+        # An epoch over four stored views is four epochs over the pictures.
+        history += fine_tune(
+            model, train, data.validation, epochs=3 if views else 8, learning_rate=3e-4, settings=settings
+        )
     return Result(model, history, strategy)

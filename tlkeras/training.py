@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from tlkeras.checkpoints import Checkpoint
-from tlkeras.features import check_batches, check_labels, compute_features, count_batches, count_views, head_model
+from tlkeras.features import check_batches, check_labels, compute_features, count_batches, count_views, top_model
 from tlkeras.freezing import (
     AuditReport,
     FreezeAudit,
@@ -29,6 +29,7 @@ from tlkeras.freezing import (
     transfer_of,
     unfreeze_top,
 )
+from tlkeras.heads import AUGMENTATION
 from tlkeras.optimizers import DiscriminativeAdam, learning_rate_factors, make_objective, warmup_cosine
 from tlkeras.progress import EpochLines
 
@@ -48,8 +49,10 @@ class Settings:
         warmup: Share of the steps over which the learning rate rises from 0, in [0, 1]; a cosine to 0 follows.
         head_factor: The head's learning rate in `fine_tune`, as a multiple of the backbone's top stage.
         stage_decay: Factor in (0, 1] on the learning rate for each stage further down; 1.0 treats all alike.
-        views: Passes over the training data that `train_head` takes features from, the first without augmentation;
-            None takes 4 if the model augments and 1 otherwise. 0 trains on pictures, epoch by epoch.
+        views: Passes over the training data whose features at the cut between frozen and trained layers are stored, so
+            that only what is above the cut is computed again; the first pass is without the model's augmentation. An
+            epoch then goes over all views. 0 trains on pictures. None is 4 in `train_head` if the model augments, else
+            1; and 0 in `fine_tune`, where each epoch's augmentation is new. Features over 2 GB are not stored.
         run_folder: Where each epoch is saved, so that the same call goes on after a kill; None saves nothing.
         verbose: 0 is silent, 1 shows a progress bar, 2 prints a line an epoch.
     """
@@ -252,12 +255,12 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
         held_out = (validation,)
     if checkpoint.done:
         log.info("%s: finished before, taken from %s", phase, checkpoint.path)
-    elif phase == "head" and (views := count_views(model, num_pictures, settings.views)):
-        with EpochLines.spinner("frozen backbone, once over the pictures", settings.verbose):
+    elif views := count_views(model, num_pictures, _default_views(model, phase, settings.views)):
+        with EpochLines.spinner("frozen layers, once over the pictures", settings.verbose):
             inputs = compute_features(model, train, views=views)
             held_out = held_out and compute_features(model, validation)
         check_labels(model, inputs[1])
-        trained, num_batches = head_model(model), -(-len(inputs[1]) // BATCH_SIZE)
+        trained, num_batches = top_model(model), -(-len(inputs[1]) // BATCH_SIZE)
     factors = {} if phase == "head" else learning_rate_factors(model, settings.head_factor, settings.stage_decay)
     schedule = warmup_cosine(learning_rate, num_batches * epochs, settings.warmup)
     trained.compile(DiscriminativeAdam(schedule, factors=factors), **make_objective(model, settings.label_smoothing))
@@ -294,3 +297,9 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
         log.warning("%s: no epoch had a lower validation loss than the state before it, which was put back.", phase)
     seconds = time.perf_counter() - started
     return History(checkpoint.rows, {phase: report}, {phase: checkpoint.kept}, {phase: seconds})
+
+
+def _default_views(model: keras.Model, phase: str, views: int | None) -> int:
+    if views is not None:
+        return views
+    return 0 if phase != "head" else 4 if model.get_layer(AUGMENTATION).steps else 1
