@@ -3,9 +3,9 @@
     python benchmarks/embedded.py [--folders DATA/flowers DATA/hymenoptera DATA/chest_xray_pneumonia] [--weights FILE]
 
 MobileNetV2 alpha 0.35, pooled last-stage features at 96 px, softmax regression with a cross-validated penalty. Unseen
-fractals: 20 systems of family 1, 20 pictures each to learn from and 20 to test. Cluttered digits: 40 and 40 a class. Folders:
-all their pictures, divided anew for each seed in the same proportions, patients kept together. Random weights are drawn anew
-for each seed, their batch-norm statistics as drawn.
+fractals: 20 systems of family 1, 20 pictures each to learn from and 20 to test. Cluttered digits: 40 and 40 a class.
+Folders: all their pictures but test/, divided anew for each seed in the same proportions, patients kept together.
+Random weights are drawn anew for each seed.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Ours against the Keras guide's printed recipe, on folders of pictures: accuracy over seeds and wall time.
 
-    python benchmarks/guide.py DATA/hymenoptera DATA/flowers DATA/chest_xray_pneumonia [--seeds 3] [--strategy fine-tune]
+    python benchmarks/guide.py DATA/hymenoptera DATA/flowers DATA/chest_xray_pneumonia [--seeds 3]
 
 The peer is "Transfer learning & fine-tuning" on keras.io, code as printed but for the backbone (MobileNetV2 alpha 0.35
 at 224 px, the smallest with genuine weights) and the data: head on a frozen base called with `training=False`, dropout
-0.2, flip and rotation, Adam 1e-3 for 10 epochs; then `base.trainable = True`, Adam 1e-5 for 10 epochs; the state after the
-last epoch counts. Ours is `python -m tlkeras fit` as installed. Both are whole processes, imports and reading included,
-run in turn. The ImageNet weights must be in KERAS_HOME. Accuracy is on the folder's validation pictures, which ours also
-uses to choose the epoch; where there is a test split, the accuracy on it is printed too.
+0.2, flip and rotation, Adam 1e-3 for 10 epochs; then `base.trainable = True`, Adam 1e-5 for 10 epochs; the state after
+the last epoch counts. Ours is `python -m tlkeras fit` as installed. Both are whole processes, imports and reading
+included, run in turn. The ImageNet weights must be in KERAS_HOME. Accuracy is on the folder's validation pictures,
+which ours also uses to choose the epoch; where there is a test split, the accuracy on it is printed too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ keras.utils.set_random_seed(seed)
 def read(*names):
     for name in names:
         if (folder / name).is_dir():
-            return keras.utils.image_dataset_from_directory(folder / name, image_size=(224, 224), seed=seed, label_mode="int")
+            return keras.utils.image_dataset_from_directory(folder / name, image_size=(224, 224), seed=seed)
 train, validation, test = read("train"), read("val", "validation"), read("test")
 classes = len(train.class_names)
 augment = keras.Sequential([keras.layers.RandomFlip("horizontal"), keras.layers.RandomRotation(0.1)])

@@ -222,3 +222,18 @@ def test_transfer_survives_json(tiny_backbone):
 
 def test_an_augmentation_without_layers_changes_nothing(pictures):
     np.testing.assert_array_equal(Augmentation()(pictures, training=True), pictures)
+
+
+@pytest.mark.parametrize(
+    "name", ["VGG16", "ResNet50", "MobileNetV3Small", "ConvNeXtTiny", "EfficientNetB0", "NASNetMobile"]
+)
+def test_a_classifier_on_each_kind_of_net_gives_the_backbones_features(name):
+    from tlkeras.backbones import load_backbone
+
+    backbone = load_backbone(name, weights=None, image_size=64)
+    model = build_classifier(backbone, 3)
+    pictures = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
+    cut = keras.Model(model.inputs[0], model.get_layer(backbone.stages[-1]).output)
+    expected = np.asarray(backbone.model(pictures, training=False))
+    np.testing.assert_allclose(np.asarray(cut(pictures, training=False)), expected, rtol=1e-4, atol=1e-5)
+    assert len(model.trainable_variables) == 2

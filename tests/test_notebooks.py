@@ -1,4 +1,4 @@
-"""The rules that every lesson keeps; whether its claims hold is checked by running it (`pytest --nbval-lax notebooks`)."""
+"""The rules that every lesson keeps; running it (`pytest notebooks`) checks its claims."""
 
 import copy
 import itertools

@@ -15,8 +15,8 @@ import lazy_loader
 
 from tlkeras.version import __version__
 
-# Modules are imported when a name of theirs is first asked for: `import tlkeras` takes no time, and the command line can
-# quiet TensorFlow before Keras imports it.
+# Modules are imported when a name of theirs is first asked for: `import tlkeras` takes no time, and the command line
+# can quiet TensorFlow before Keras imports it.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={

@@ -2,4 +2,5 @@
 
 from tlkeras.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

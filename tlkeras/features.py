@@ -19,40 +19,50 @@ CACHE_LIMIT = 2_000_000_000  # bytes of features that training keeps in memory
 POOLING = keras.layers.GlobalAveragePooling2D | keras.layers.GlobalMaxPooling2D | keras.layers.Flatten
 
 
-def cut_point(model: keras.Model) -> keras.KerasTensor | None:
-    """Get the highest point of a classifier's graph below which nothing trains, or None if there is no such stage.
+def cut_point(model: keras.Model) -> str | None:
+    """Get the name of the highest layer of a classifier below which nothing trains, or None if there is no such stage.
 
-    With the whole backbone frozen that is what the head's first layer with weights takes: pooled features, (batch,
-    channels), for the default head. Else it is the feature map of the last stage below the unfrozen layers.
+    With the whole backbone frozen that is the pooling of the head, or the last stage if the head has none. Else it is
+    the last stage below the unfrozen layers.
     """
     transfer = transfer_of(model)
-    if opened := trainable_layers(model):
-        layers = transfer.backbone_layers
-        below = [stage for stage in transfer.stages if layers.index(stage) < layers.index(opened[0])]
-        return model.get_layer(below[-1]).output if below else None
-    first = model.get_layer(transfer.head_layers[0])
-    return first.output if isinstance(first, POOLING) else model.get_layer(transfer.stages[-1]).output
+    opened = trainable_layers(model)
+    if not opened:
+        return _feature_layer(model)
+    layers = transfer.backbone_layers
+    below = [stage for stage in transfer.stages if layers.index(stage) < layers.index(opened[0])]
+    return below[-1] if below else None
 
 
-def feature_model(model: keras.Model) -> keras.Model:
-    """Get the frozen part of a classifier: from raw pictures to the cut point."""
-    return keras.Model(model.inputs[0], cut_point(model))
+def feature_model(model: keras.Model, layer: str | None = None) -> keras.Model:
+    """Get a classifier up to a layer: from raw pictures to, by default, the features that its head takes."""
+    return keras.Model(model.inputs[0], model.get_layer(layer or _feature_layer(model)).output)
+
+
+def _feature_layer(model: keras.Model) -> str:
+    """The pooling that the head begins with; for another head the backbone's last stage."""
+    transfer = transfer_of(model)
+    first = transfer.head_layers[0]
+    return first if isinstance(model.get_layer(first), POOLING) else transfer.stages[-1]
 
 
 def top_model(model: keras.Model) -> keras.Model:
-    """Get the rest of a classifier, from the cut point to logits; the same layers, so what trains here trains there."""
-    return keras.Model(cut_point(model), model.outputs[0])
+    """Get what lies above the cut point, up to the logits; the same layers, so what trains here trains there."""
+    return keras.Model(model.get_layer(cut_point(model)).output, model.outputs[0])
 
 
 def count_views(model: keras.Model, num_pictures: int, views: int) -> int:
     """Get how many views to store features of: `views`, or 0 where they would not fit or the lowest stage trains."""
     cut = cut_point(model)
-    if not views or cut is None or None in cut.shape[1:]:
+    shape = (None,) if cut is None else model.get_layer(cut).output.shape[1:]
+    if not views or None in shape:
         return 0
-    return views if 4 * math.prod(cut.shape[1:]) * num_pictures * views <= CACHE_LIMIT else 0
+    return views if 4 * math.prod(shape) * num_pictures * views <= CACHE_LIMIT else 0
 
 
-def compute_features(model: keras.Model, batches: Iterable, *, views: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def compute_features(
+    model: keras.Model, batches: Iterable, *, views: int = 1, layer: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Run the frozen part of a classifier over a data set, once for each view, and keep what comes out.
 
     A frozen network gives the same answer every epoch, so one pass replaces an epoch of forward passes in each
@@ -62,6 +72,8 @@ def compute_features(model: keras.Model, batches: Iterable, *, views: int = 1) -
         model: From `build_classifier`.
         batches: (images, labels) batches; images (batch, height, width, 3) in [0, 255].
         views: Passes. The first is without the model's augmentation, each further one with it.
+        layer: Whose output; None is what the head's first layer with weights takes: pooled features, (batch,
+            channels), for the default head.
 
     Returns:
         Features, float32, (views * pictures, ...), and labels in the same order.
@@ -70,7 +82,7 @@ def compute_features(model: keras.Model, batches: Iterable, *, views: int = 1) -
         ValueError: If `batches` is empty, without end, or not something that can be gone through again.
     """
     count_batches(batches)
-    forward = _forward(model)
+    forward = _forward(model, layer)
     outputs, labels = [], []
     for view in range(views):
         for images, truth in batches:
@@ -154,10 +166,10 @@ def check_labels(model: keras.Model, labels: np.ndarray) -> None:
         )
 
 
-def _forward(model: keras.Model) -> Callable[[object, bool], np.ndarray]:
+def _forward(model: keras.Model, layer: str | None) -> Callable[[object, bool], np.ndarray]:
     """The frozen part as a compiled function of pictures and whether to augment them."""
     # Only the augmentation acts as in training; batch norm must not, whatever is frozen.
-    network, augmentation = feature_model(model), model.get_layer(AUGMENTATION)
+    network, augmentation = feature_model(model, layer), model.get_layer(AUGMENTATION)
     if keras.backend.backend() != "tensorflow":
         to_tensor = keras.ops.convert_to_tensor
         return lambda images, augmented: network.predict_on_batch(

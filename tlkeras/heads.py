@@ -179,6 +179,8 @@ def _copy_graph(model: keras.Model, augmentation: keras.Layer | None) -> keras.M
         if layer.name == AUGMENTATION:
             return Augmentation([] if augmentation is None else [augmentation], name=AUGMENTATION, dtype="float32")
         config = layer.get_config()
+        if not isinstance(layer, keras.Layer):  # a bare operation, such as the flip from RGB to BGR
+            return type(layer).from_config(config)
         # A mean subtracted in float16 loses too much: preprocessing stays float32.
         prepares = isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization)
         config["dtype"] = "float32" if prepares else policy
@@ -188,7 +190,7 @@ def _copy_graph(model: keras.Model, augmentation: keras.Layer | None) -> keras.M
 
     copy = keras.models.clone_model(model, clone_function=clone)
     for old, new in zip(model.layers, copy.layers, strict=True):
-        if old.name != AUGMENTATION:
+        if old.name != AUGMENTATION and old.weights:
             new.set_weights(old.get_weights())
     return keras.Model(copy.inputs[0], copy.outputs[0], name=model.name)  # clone_model wraps the input in a list
 

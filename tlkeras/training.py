@@ -18,7 +18,15 @@ import keras
 import numpy as np
 
 from tlkeras.checkpoints import Checkpoint
-from tlkeras.features import check_batches, check_labels, compute_features, count_batches, count_views, top_model
+from tlkeras.features import (
+    check_batches,
+    check_labels,
+    compute_features,
+    count_batches,
+    count_views,
+    cut_point,
+    top_model,
+)
 from tlkeras.freezing import (
     AuditReport,
     FreezeAudit,
@@ -257,8 +265,9 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
         log.info("%s: finished before, taken from %s", phase, checkpoint.path)
     elif views := count_views(model, num_pictures, _default_views(model, phase, settings.views)):
         with EpochLines.spinner("frozen layers, once over the pictures", settings.verbose):
-            inputs = compute_features(model, train, views=views)
-            held_out = held_out and compute_features(model, validation)
+            cut = cut_point(model)
+            inputs = compute_features(model, train, views=views, layer=cut)
+            held_out = held_out and compute_features(model, validation, layer=cut)
         check_labels(model, inputs[1])
         trained, num_batches = top_model(model), -(-len(inputs[1]) // BATCH_SIZE)
     factors = {} if phase == "head" else learning_rate_factors(model, settings.head_factor, settings.stage_decay)
