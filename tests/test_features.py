@@ -3,7 +3,15 @@ import numpy as np
 import pytest
 from conftest import make_tiny_backbone
 
-from tlkeras.features import check_batches, compute_features, count_batches, feature_model
+from tlkeras.features import (
+    check_batches,
+    compute_features,
+    count_batches,
+    count_views,
+    cut_point,
+    feature_model,
+    top_model,
+)
 from tlkeras.freezing import unfreeze_top
 from tlkeras.heads import build_classifier, build_head
 
@@ -65,6 +73,7 @@ def test_features_leave_live_batch_norm_alone(tiny_backbone, data):
     ("head", "shape"),
     [
         (build_head(3, pooling="max"), (None, 16)),
+        (keras.Sequential([keras.Input((4, 4, 16)), *build_head(3).layers]), (None, 16)),  # built in advance
         (build_head(3, pooling="flatten"), (None, 256)),
         (keras.Sequential([keras.layers.Conv2D(3, 4, name="pool"), keras.layers.Flatten()]), (None, 4, 4, 16)),
     ],
@@ -72,6 +81,22 @@ def test_features_leave_live_batch_norm_alone(tiny_backbone, data):
 def test_features_end_where_the_heads_first_weights_begin(head, shape):
     model = build_classifier(make_tiny_backbone(), 3, head=head)
     assert feature_model(model).output_shape == shape
+    assert top_model(model).input_shape == shape
+
+
+@pytest.mark.parametrize(
+    ("stages", "cut"), [(0, "pool"), (1, "drop_1"), (2, "drop_0"), (3, None), (0.2, "drop_1"), (0.5, "drop_0")]
+)
+def test_the_cut_is_the_last_stage_below_what_trains(tiny_backbone, data, stages, cut):
+    model = build_classifier(tiny_backbone, 3)
+    unfreeze_top(model, stages)
+    assert cut_point(model) == cut
+    assert count_views(model, 60, 2) == (2 if cut else 0)
+    assert count_views(model, 10**9, 2) == 0  # would not fit
+    if cut:
+        features, _ = compute_features(model, data, layer=cut)
+        expected = model.predict(data.images, verbose=0)
+        np.testing.assert_allclose(np.asarray(top_model(model)(features)), expected, atol=1e-6)
 
 
 def test_tf_data_and_py_datasets_are_counted_and_give_the_same_features(tiny_backbone, data):

@@ -115,6 +115,16 @@ def test_any_layer_can_be_the_head(tiny_backbone, pictures):
     assert model.predict(pictures[:2], verbose=0).shape == (2, 3)
 
 
+def test_a_head_is_copied_with_its_weights_so_that_two_models_share_nothing(tiny_backbone):
+    head = keras.Sequential([keras.Input((4, 4, 16)), keras.layers.GlobalMaxPooling2D(), keras.layers.Dense(3)])
+    models = [build_classifier(tiny_backbone, 3, head=head) for _ in range(2)]
+    (name,) = [name for name in models[0].transfer.head_layers if models[0].get_layer(name).weights]
+    first, second = (model.get_layer(name) for model in models)
+    np.testing.assert_array_equal(first.kernel, head.layers[-1].kernel)
+    first.kernel.assign(first.kernel + 1)
+    np.testing.assert_array_equal(second.kernel, head.layers[-1].kernel)
+
+
 @pytest.mark.parametrize(
     ("options", "names"),
     [

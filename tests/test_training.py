@@ -133,16 +133,21 @@ def test_a_model_trained_with_label_smoothing_can_be_saved_and_loaded(data, tmp_
 # --- fine-tuning ------------------------------------------------------------------------------------------------------
 
 
-def test_fine_tuning_moves_the_top_and_nothing_below(data):
+@pytest.mark.parametrize("views", [0, 2])
+def test_fine_tuning_moves_the_top_and_nothing_below(data, views):
     model = build_classifier(make_lively_backbone(), 3)
     unfreeze_top(model, 1)
     before = {v.path: np.array(v) for v in model.weights}
-    history = fine_tune(model, data, data, epochs=2, learning_rate=1e-3, settings=QUIET)
+    history = fine_tune(
+        model, data, data, epochs=2, learning_rate=1e-3, settings=Settings(verbose=0, warmup=0.0, views=views)
+    )
     moved = {v.path for v in model.weights if not np.array_equal(before[v.path], np.array(v))}
     assert moved == {"conv_2/kernel", "depthwise_2/kernel", "depthwise_2/bias", "logits/kernel", "logits/bias"}
     losses = [row["val_loss"] for row in history.rows]
     assert model.evaluate(data, verbose=0)[0] == pytest.approx(min(losses), rel=1e-4)
     assert history.audits["fine-tune"].statistics_moved == ()
+    steps = 2 * (len(data) if not views else -(-60 * views // 32))
+    assert int(model.optimizer.iterations) == steps  # over pictures, or over stored features at the cut
 
 
 def test_fine_tuning_that_only_hurts_stops_early_and_is_undone(data, caplog):

@@ -116,8 +116,8 @@ def build_classifier(
         num_classes: Classes; labels of a multi-label task; values of a regression. Ignored for "binary".
         task: "classification" (integer labels), "binary" (labels 0 or 1, one logit), "multi-label" (0/1
             matrix) or "regression" (floats).
-        head: Any layer from the feature map to logits (batch, outputs); it is used itself, not copied, so each
-            model needs its own. Default: `build_head(num_classes)`.
+        head: Any layer from the feature map to logits (batch, outputs); it is copied as well, with its weights if
+            it has any. Default: `build_head(num_classes)`.
         stage: Where the head sits: a name from `backbone.stages`, or an index into it (-2 is the last but
             one). Default: the last. Layers above it are left out.
         augmentation: A layer applied to the raw pictures in training only, such as `light_augmentation()`.
@@ -143,10 +143,13 @@ def build_classifier(
     copy = _copy_graph(backbone.model, augmentation)
     inputs, features = copy.inputs[0], copy.get_layer(stages[-1]).output
     head = build_head(num_outputs) if head is None else head
-    steps = head.layers if isinstance(head, keras.Sequential) else [head]
-    outputs = features
-    for layer in steps:
-        outputs = layer(outputs)
+    steps, outputs = [], features
+    for layer in head.layers if isinstance(head, keras.Sequential) else [head]:
+        # A copy also because `layer.output` means the first call, which may lie in another graph.
+        steps.append(type(layer).from_config(layer.get_config()))
+        outputs = steps[-1](outputs)
+        if layer.weights:
+            steps[-1].set_weights(layer.get_weights())
     if tuple(outputs.shape) != (None, num_outputs):
         raise ValueError(f"The head gives {tuple(outputs.shape)}; task {task!r} wants (None, {num_outputs}).")
     model = keras.Model(inputs, outputs, name=f"{backbone.name}_classifier")

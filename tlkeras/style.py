@@ -48,6 +48,9 @@ def house() -> Iterator[None]:
 
     with matplotlib.rc_context(STYLE):
         yield
+        interactive = matplotlib.is_interactive()
+    # In a notebook the first figure turns interaction on, without which no later one is shown; the context forgets it.
+    matplotlib.interactive(interactive)
 
 
 def new_figure(size: tuple[float, float]) -> Any:
