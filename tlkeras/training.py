@@ -276,7 +276,7 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
     if trained is not model:
         model.compile(trained.optimizer, **make_objective(model, settings.label_smoothing))  # for `model.evaluate`
     loss_before = np.inf
-    if not checkpoint.restore(trained) and held_out:
+    if not checkpoint.restore(trained) and held_out and phase != "scratch":  # random weights are no candidate
         loss_before = trained.evaluate(*held_out, verbose=0, return_dict=True)["loss"]
     checkpoint.start(FreezeAudit(model, batch_norm=True), loss_before)
     lines = EpochLines(phase, epochs, settings.verbose)
