@@ -46,8 +46,8 @@ images = np.random.default_rng(0).integers(0, 120, (60, 32, 32, 3)).astype("floa
 images[np.arange(60), :, :, labels] += 80
 data = Pictures(images, labels)
 model = build_classifier(make_lively_backbone(), 3)
-settings = Settings(verbose=0, stage_decay=0.1)
-history = train_head(model, data, data, epochs=12, learning_rate=0.1, settings=settings)
+settings = Settings(verbose=0, stage_decay=0.1, patience=None)
+history = train_head(model, data, data, epochs=30, learning_rate=0.1, settings=settings)
 unfreeze_top(model, 2)
 history += fine_tune(model, data, data, epochs=2, learning_rate=1e-3, settings=settings)
 print(json.dumps({
