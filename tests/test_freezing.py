@@ -3,10 +3,8 @@ import numpy as np
 import pytest
 from conftest import make_tiny_backbone
 
+from tlkeras.audit import AuditReport, FreezeAudit, FreezeError
 from tlkeras.freezing import (
-    AuditReport,
-    FreezeAudit,
-    FreezeError,
     freeze,
     freeze_batch_norm,
     set_trainable_layers,

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from conftest import make_tiny_backbone
 
-from tlkeras.freezing import FreezeError, trainable_layers, unfreeze_top
+from tlkeras.audit import FreezeError
+from tlkeras.freezing import trainable_layers, unfreeze_top
 from tlkeras.heads import build_classifier, build_head
 from tlkeras.optimizers import SmoothedCrossentropy
 from tlkeras.training import (

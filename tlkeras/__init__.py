@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "artifact": ["Artifact", "load_artifact", "save_artifact"],
+        "audit": ["FreezeAudit", "FreezeError"],
         "augmentation": ["light_augmentation"],
         "backbones": ["Backbone", "list_backbones", "load_backbone", "stage_model"],
         "card": ["ArtifactError"],
@@ -28,8 +29,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "evaluation": ["compare", "evaluate"],
         "features": ["compute_features"],
         "fractals": ["make_digits", "make_fractals"],
-        "freezing": ["FreezeAudit", "FreezeError", "freeze", "freeze_batch_norm", "unfreeze_top"],
+        "freezing": ["freeze", "freeze_batch_norm", "unfreeze_top"],
         "heads": ["build_classifier", "build_head"],
+        "history": ["History"],
         "intervals": ["mean_interval"],
         "loaders": ["load_arrays", "load_folder"],
         "pictures": ["decode_picture"],
@@ -39,7 +41,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "recipes": ["transfer"],
         "splits": ["Split", "read_manifest", "write_manifest"],
         "tfds": ["load_tfds"],
-        "training": ["History", "Settings", "fine_tune", "fine_tune_gradually", "train_from_scratch", "train_head"],
+        "training": ["Settings", "fine_tune", "fine_tune_gradually", "train_from_scratch", "train_head"],
         "weights": ["WeightsNotFoundError"],
     },
 )

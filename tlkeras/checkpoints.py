@@ -11,7 +11,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tlkeras.freezing import FreezeAudit, set_trainable_layers, trainable_layers, transfer_of
+from tlkeras.audit import FreezeAudit
+from tlkeras.freezing import set_trainable_layers, trainable_layers, transfer_of
 
 
 class Checkpoint(keras.callbacks.Callback):

@@ -10,8 +10,8 @@ import numpy as np
 from tlkeras.evaluation import evaluate
 from tlkeras.features import POOLING, compute_features
 from tlkeras.freezing import transfer_of
+from tlkeras.history import History
 from tlkeras.predictions import Predictions, predict
-from tlkeras.training import History
 
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0)  # scikit-learn's C, the inverse of the L2 penalty
 

@@ -12,8 +12,9 @@ import keras
 from tlkeras.backbones import Backbone, load_backbone
 from tlkeras.freezing import unfreeze_top
 from tlkeras.heads import build_classifier
+from tlkeras.history import History
 from tlkeras.probes import probe_head
-from tlkeras.training import History, Settings, fine_tune, train_head
+from tlkeras.training import Settings, fine_tune, train_head
 
 if TYPE_CHECKING:
     from tlkeras.data import Data

@@ -6,17 +6,17 @@ Everywhere here `train` and `validation` are batches of (images, labels), images
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from tlkeras.audit import AuditReport, FreezeAudit, FreezeError
 from tlkeras.checkpoints import Checkpoint
 from tlkeras.features import (
     check_batches,
@@ -28,9 +28,6 @@ from tlkeras.features import (
     top_model,
 )
 from tlkeras.freezing import (
-    AuditReport,
-    FreezeAudit,
-    FreezeError,
     set_trainable_layers,
     stage_depths,
     trainable_layers,
@@ -38,6 +35,7 @@ from tlkeras.freezing import (
     unfreeze_top,
 )
 from tlkeras.heads import AUGMENTATION
+from tlkeras.history import History
 from tlkeras.optimizers import DiscriminativeAdam, learning_rate_factors, make_objective, warmup_cosine
 from tlkeras.progress import EpochLines
 
@@ -85,37 +83,6 @@ class Settings:
         for name, low in [("patience", 1), ("views", 0)]:
             if getattr(self, name) is not None and getattr(self, name) < low:
                 raise ValueError(f"{name} must be None or at least {low}, got {getattr(self, name)}.")
-
-
-@dataclass(frozen=True)
-class History:
-    """What happened, epoch by epoch; add two to get both phases in one.
-
-    Attributes:
-        rows: A dictionary an epoch: phase, epoch (counted over both phases), loss, accuracy, val_loss, val_accuracy,
-            learning_rate, seconds.
-        audits: The freeze audit of each phase.
-        kept: For each phase the epoch (0 is the state before it) whose weights the model now has.
-        seconds: Wall time of each phase, features included.
-    """
-
-    rows: list[dict] = field(default_factory=list)
-    audits: dict[str, AuditReport] = field(default_factory=dict)
-    kept: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def __add__(self, other: History) -> History:
-        shift = len(self.rows)
-        rows = self.rows + [{**row, "epoch": row["epoch"] + shift} for row in other.rows]
-        return History(rows, self.audits | other.audits, self.kept | other.kept, self.seconds | other.seconds)
-
-    def to_csv(self, path: str | Path) -> None:
-        """Write a row an epoch."""
-        columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
 
 
 def train_head(

@@ -1,0 +1,40 @@
+"""The record of a training."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tlkeras.audit import AuditReport
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened, epoch by epoch; add two to get both phases in one.
+
+    Attributes:
+        rows: A dictionary an epoch: phase, epoch (counted over both phases), loss, accuracy, val_loss, val_accuracy,
+            learning_rate, seconds.
+        audits: The freeze audit of each phase.
+        kept: For each phase the epoch (0 is the state before it) whose weights the model now has.
+        seconds: Wall time of each phase, features included.
+    """
+
+    rows: list[dict] = field(default_factory=list)
+    audits: dict[str, AuditReport] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: History) -> History:
+        shift = len(self.rows)
+        rows = self.rows + [{**row, "epoch": row["epoch"] + shift} for row in other.rows]
+        return History(rows, self.audits | other.audits, self.kept | other.kept, self.seconds | other.seconds)
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write a row an epoch."""
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
