@@ -148,7 +148,7 @@ def save_artifact(
             shutil.copyfile(manifest, draft / MANIFEST)
         write_card(draft, card)
         load_artifact(draft)
-        _swap(draft, folder)
+        replace_folder(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
@@ -270,7 +270,8 @@ def _logits(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(model.predict_on_batch(pictures.astype(np.float32))))
 
 
-def _swap(draft: Path, folder: Path) -> None:
+def replace_folder(draft: Path, folder: Path) -> None:
+    """Rename `draft` to `folder`; what was there goes only once the new one stands."""
     if not folder.exists():
         os.replace(draft, folder)
         return

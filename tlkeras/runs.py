@@ -32,7 +32,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     Raises:
         ValueError: If `out` exists and may not be replaced, or `OUT.partial` was started with other arguments.
     """
-    from tlkeras.artifact import save_artifact
+    from tlkeras.artifact import replace_folder, save_artifact
     from tlkeras.backbones import load_backbone
     from tlkeras.evaluation import evaluate
     from tlkeras.loaders import load_folder
@@ -84,9 +84,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     (partial / "metrics.json").write_text(json.dumps(metrics, indent=2))
     shutil.rmtree(partial / "checkpoints", ignore_errors=True)
     (partial / "arguments.json").unlink()
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(partial, out)
+    replace_folder(partial, out)
     return metrics
 
 
