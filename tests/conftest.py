@@ -42,6 +42,14 @@ def no_network():
     patch.undo()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Compiled engines and stored features go to a folder of this session, in processes started by tests too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TLKERAS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def same_seed():
     """Each test starts from the same random state, whatever ran before it."""

@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 from conftest import make_tiny_backbone
 
+from tlkeras.batches import check_batches, count_batches
 from tlkeras.features import (
-    check_batches,
     compute_features,
-    count_batches,
     count_views,
     cut_point,
+    extract_features,
     feature_model,
     top_model,
 )
@@ -198,3 +198,75 @@ def test_batches_must_be_pairs(tiny_backbone, data):
 
     with pytest.raises(ValueError, match=r"pair \(images, labels\)"):
         check_batches(build_classifier(tiny_backbone, 3), tf.data.Dataset.from_tensor_slices(data.images).batch(16))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_all_stages_come_from_one_pass_and_equal_those_taken_one_by_one(tiny_backbone, data):
+    features = extract_features(tiny_backbone, data, stages="all")
+    assert list(features.stages) == ["drop_0", "drop_1", "drop_2"] and features.computed == 60
+    for name, values in features.stages.items():
+        network = keras.Model(tiny_backbone.model.inputs[0], tiny_backbone.model.get_layer(name).output)
+        expected = np.asarray(network(data.images)).mean(axis=(1, 2))
+        np.testing.assert_allclose(values, expected, atol=1e-5)
+    np.testing.assert_array_equal(features.last, features.stages["drop_2"])
+    np.testing.assert_array_equal(features.labels, data.labels)
+
+
+def test_whole_maps_keep_height_and_width(tiny_backbone, data):
+    features = extract_features(tiny_backbone, data, stages=["drop_1"], pooled=False)
+    assert features.last.shape == (60, 8, 8, 12)
+    with pytest.raises(ValueError, match="whole maps would fill the disk"):
+        extract_features(tiny_backbone, data, pooled=False, cache=True)
+
+
+def test_a_classifier_gives_its_backbones_features(tiny_backbone, data):
+    model = build_classifier(tiny_backbone, 3, augmentation=Darken())
+    np.testing.assert_allclose(
+        extract_features(model, data).last, extract_features(tiny_backbone, data).last, atol=1e-5
+    )
+
+
+def test_the_second_time_no_picture_goes_through_the_network(cache, tiny_backbone, data):
+    first = extract_features(tiny_backbone, data, stages="all", cache=True)
+    again = extract_features(tiny_backbone, data, stages="all", cache=True)
+    assert (first.computed, again.computed) == (60, 0)
+    for name, values in first.stages.items():
+        np.testing.assert_array_equal(again.stages[name], values)
+    fresh = extract_features(tiny_backbone, data, stages="all")
+    np.testing.assert_allclose(again.last, fresh.last, atol=1e-6)
+
+
+def test_a_changed_picture_is_computed_anew_and_no_other(cache, tiny_backbone, data):
+    before = extract_features(tiny_backbone, data, cache=True).last
+    data.images[17] = 255 - data.images[17]
+    after = extract_features(tiny_backbone, data, cache=True)
+    assert after.computed == 1
+    assert np.flatnonzero(np.any(after.last != before, axis=1)).tolist() == [17]
+
+
+def test_other_weights_and_other_stages_do_not_share_what_is_stored(cache, data):
+    extract_features(make_tiny_backbone(), data, cache=True)
+    assert extract_features(make_tiny_backbone(), data, cache=True).computed == 60
+    assert extract_features(make_tiny_backbone(), data, stages="drop_0", cache=True).computed == 60
+
+
+def test_a_run_that_was_killed_half_way_continues(cache, tiny_backbone, data):
+    class Killed(Pictures):
+        def __getitem__(self, index):
+            if index == 3:
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(tiny_backbone, Killed(data.images, data.labels), cache=True, engine="keras")
+    assert extract_features(tiny_backbone, data, cache=True, engine="keras").computed <= 60 - 32
+
+
+def test_an_unknown_stage_is_answered_with_those_there_are(tiny_backbone, data):
+    with pytest.raises(ValueError, match="no layer .'drop_9'.*drop_0, drop_1, drop_2"):
+        extract_features(tiny_backbone, data, stages=["drop_9"])

@@ -27,7 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "card": ["ArtifactError"],
         "data": ["Data"],
         "evaluation": ["compare", "evaluate"],
-        "features": ["compute_features"],
+        "features": ["Features", "compute_features", "extract_features"],
         "fractals": ["make_digits", "make_fractals"],
         "freezing": ["freeze", "freeze_batch_norm", "unfreeze_top"],
         "heads": ["build_classifier", "build_head"],

@@ -1,19 +1,28 @@
 """Features: what a frozen backbone makes of pictures. CS231n calls them CNN codes.
 
-Pictures come as batches: a `tf.data.Dataset`, a `keras.utils.PyDataset` or a torch `DataLoader` of (images, labels),
-images (batch, height, width, 3) in [0, 255], of known length.
+A frozen network gives the same answer every epoch, so it runs once. Pictures come in one of the forms that `batches`
+lists.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import keras
 import numpy as np
 
+from tlkeras.backbones import Backbone
+from tlkeras.batches import count_batches
+from tlkeras.engines import cache_root, load_engine, network_key
 from tlkeras.freezing import trainable_layers, transfer_of
 from tlkeras.heads import AUGMENTATION
+from tlkeras.store import FeatureStore, picture_key
+
+log = logging.getLogger("tlkeras")
 
 CACHE_LIMIT = 2_000_000_000  # bytes of features that training keeps in memory
 POOLING = keras.layers.GlobalAveragePooling2D | keras.layers.GlobalMaxPooling2D | keras.layers.Flatten
@@ -60,13 +69,93 @@ def count_views(model: keras.Model, num_pictures: int, views: int) -> int:
     return views if 4 * math.prod(shape) * num_pictures * views <= CACHE_LIMIT else 0
 
 
-def compute_features(
-    model: keras.Model, batches: Iterable, *, views: int = 1, layer: str | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Run the frozen part of a classifier over a data set, once for each view, and keep what comes out.
+@dataclass(frozen=True)
+class Features:
+    """What a frozen network made of a data set.
 
-    A frozen network gives the same answer every epoch, so one pass replaces an epoch of forward passes in each
-    epoch of training.
+    Attributes:
+        stages: For each stage, first to last, float32 (pictures, channels), or (pictures, height, width, channels)
+            where whole maps were asked for.
+        labels: One a picture, in the same order.
+        engine: What ran the network, with its precision, such as "openvino float32".
+        computed: How many pictures went through the network; the others came from the store.
+    """
+
+    stages: dict[str, np.ndarray]
+    labels: np.ndarray
+    engine: str
+    computed: int
+
+    @property
+    def last(self) -> np.ndarray:
+        """Those of the last stage."""
+        return list(self.stages.values())[-1]
+
+
+def extract_features(
+    source: Backbone | keras.Model,
+    batches: Iterable,
+    *,
+    stages: str | Sequence[str] = "last",
+    pooled: bool = True,
+    engine: str = "auto",
+    cache: bool = False,
+) -> Features:
+    """Run a frozen network once over a data set and keep what comes out at one or more depths.
+
+    All stages cost one pass. On a processor OpenVINO runs it where it is installed, in float32.
+
+    Args:
+        source: From `load_backbone` or `build_classifier`; augmentation is left out.
+        batches: (images, labels) batches, images (batch, height, width, 3) in [0, 255]; unshuffled, such as
+            `data.ordered("train")`, where the order of the rows matters.
+        stages: "last", "all", or the names of stages or of any layers, such as VGG16's "fc1".
+        pooled: Whether feature maps are averaged over height and width; whole maps take much memory.
+        engine: As in `load_engine`: "auto", "keras", "openvino" or "openvino-bfloat16" (faster; results move).
+        cache: Whether pooled features are kept on disk, in the folder TLKERAS_CACHE or the user's cache. A picture is
+            known by its pixels, so only new or changed ones are computed. Not for augmented pictures.
+
+    Returns:
+        A `Features`.
+
+    Raises:
+        ValueError: If a layer or the engine is unknown, `batches` is empty, without end or not something that can be
+            gone through, or whole maps shall be cached.
+
+    Example:
+    >>> import tlkeras as tl
+    >>> data = tl.load_arrays(*tl.make_fractals(2, 8, image_size=32))
+    >>> backbone = tl.load_backbone(weights="embedded", image_size=32)
+    >>> features = tl.extract_features(backbone, data.train, stages="all", engine="keras")
+    >>> [values.shape[1] for values in features.stages.values()]
+    [8, 8, 16, 24, 32, 56, 1280]
+    """
+    if cache and not pooled:
+        raise ValueError("Only pooled features are cached: whole maps would fill the disk. Leave out cache=True.")
+    names = _layer_names(source, stages)
+    network = _feature_network(source, names, pooled)
+    runner = load_engine(network, engine)
+    store = _open_store() if cache else None
+    title = f"{network.name}, {network.input_shape[1]} px, {', '.join(names)}"
+    key = store and f"{network_key(network)} {runner.name} {runner.precision}"
+    if store:
+        run = _StoredRun(runner, store, key, title)
+        table, labels = run(batches)
+        values = np.split(table, np.cumsum([output.shape[-1] for output in network.outputs])[:-1], axis=1)
+        computed = run.computed
+        store.make_room(keep=key)
+    else:
+        values, labels = _run(runner, batches)
+        computed = len(labels)
+    log.info("features at %s: %d pictures, %d computed by %s in %s", ", ".join(names), len(labels), computed,
+             runner.name, runner.precision)  # fmt: skip
+    return Features(dict(zip(names, values, strict=True)), labels, f"{runner.name} {runner.precision}", computed)
+
+
+def compute_features(
+    model: keras.Model, batches: Iterable, *, views: int = 1, layer: str | None = None, engine: str = "auto"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run the frozen part of a classifier over a data set, once for each view, and keep what its head takes.
 
     Args:
         model: From `build_classifier`.
@@ -74,6 +163,7 @@ def compute_features(
         views: Passes. The first is without the model's augmentation, each further one with it.
         layer: Whose output; None is what the head's first layer with weights takes: pooled features, (batch,
             channels), for the default head.
+        engine: As in `load_engine`.
 
     Returns:
         Features, float32, (views * pictures, ...), and labels in the same order.
@@ -82,105 +172,90 @@ def compute_features(
         ValueError: If `batches` is empty, without end, or not something that can be gone through again.
     """
     count_batches(batches)
-    forward = _forward(model, layer)
-    outputs, labels = [], []
-    for view in range(views):
-        for images, truth in batches:
-            outputs.append(np.asarray(forward(images, view > 0), dtype="float32"))
+    augmentation, runner = model.get_layer(AUGMENTATION), load_engine(feature_model(model, layer), engine)
+
+    def augmented() -> Iterator:
+        for images, labels in batches:
+            images = keras.ops.convert_to_tensor(images, "float32")
+            yield keras.ops.convert_to_numpy(augmentation(images, training=True)), labels
+
+    passes = [_run(runner, augmented() if view and augmentation.steps else batches) for view in range(views)]
+    return np.concatenate([values[0] for values, _ in passes]), np.concatenate([labels for _, labels in passes])
+
+
+def _run(runner, batches: Iterable) -> tuple[list[np.ndarray], np.ndarray]:
+    """Every output of an engine over all batches, and the labels."""
+    labels = []
+
+    def images() -> Iterator[np.ndarray]:
+        for pictures, truth in batches:
             labels.append(keras.ops.convert_to_numpy(truth))
-    return np.concatenate(outputs), np.concatenate(labels)
+            yield keras.ops.convert_to_numpy(pictures)
+
+    parts = list(runner.run(images()))
+    return [np.concatenate(values) for values in zip(*parts, strict=True)], np.concatenate(labels)
 
 
-def count_batches(batches: Iterable) -> int:
-    """Get the number of batches.
+class _StoredRun:
+    """As `_run`, its outputs side by side; pictures that the store knows do not go through the network."""
 
-    Raises:
-        ValueError: If there are none, or no end, or nobody knows, or Keras's `fit` would not take them.
-    """
-    if hasattr(batches, "cardinality"):
-        count = int(batches.cardinality())
-    elif hasattr(batches, "__len__") and not isinstance(batches, list | tuple | dict | np.ndarray):
-        count = len(batches)
-    else:
-        raise ValueError(
-            "Pictures come as a tf.data.Dataset, a keras.utils.PyDataset with a length or a torch DataLoader of "
-            f"(images, labels) batches, got {type(batches).__name__}. For arrays: load_arrays(images, labels).train."
-        )
-    if count == 0:
-        raise ValueError("The data set is empty: it has no batch. Has a filter or `take(0)` emptied it?")
-    if count == -1:
-        raise ValueError("The data set never ends: leave out `repeat()`, epochs are counted here.")
-    if count < 0:
-        raise ValueError(
-            "The number of batches is unknown: add `.apply(tf.data.experimental.assert_cardinality(number))`."
-        )
-    return count
+    def __init__(self, runner, store: FeatureStore, key: str, title: str):
+        self.runner, self.store, self.key, self.title, self.computed = runner, store, key, title, 0
 
+    def __call__(self, batches: Iterable) -> tuple[np.ndarray, np.ndarray]:
+        labels, rows, waiting = [], [], deque()
 
-def check_batches(model: keras.Model, batches: Iterable) -> int:
-    """Refuse data whose first batch cannot be right, before time is spent on them; get the number of pictures.
+        def missing() -> Iterator[np.ndarray]:
+            for pictures, truth in batches:
+                pictures = keras.ops.convert_to_numpy(pictures)
+                labels.append(keras.ops.convert_to_numpy(truth))
+                keys = [picture_key(picture) for picture in pictures]
+                found = self.store.read(self.key, keys)
+                rows.append([found.get(key) for key in keys])
+                places = [k for k, row in enumerate(rows[-1]) if row is None]
+                if places:
+                    waiting.append((rows[-1], places, keys))
+                    yield pictures[places]
 
-    Raises:
-        ValueError: As `count_batches`; or if a batch is no pair, or pictures are not raw and in [0, 255], or labels do
-            not fit the task.
-    """
-    count = count_batches(batches)
-    batch = next(iter(batches))
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise ValueError("Each batch must be a pair (images, labels), as in `data.train`.")
-    images, labels = map(keras.ops.convert_to_numpy, batch)
-    if images.shape[1:] != model.input_shape[1:]:
-        raise ValueError(f"The model takes pictures of shape {model.input_shape}, got {images.shape}.")
-    low, high = float(images.min()), float(images.max())
-    if not (low > -0.5 and 1.5 < high < 255.5):
-        raise ValueError(
-            f"Pictures must be raw, in [0, 255]; the first batch lies in [{low:.3g}, {high:.3g}]. The model does the "
-            "preprocessing itself: leave out `preprocess_input` and any division by 255."
-        )
-    check_labels(model, labels)
-    return count * len(images)
+        for outputs in self.runner.run(missing()):
+            batch, places, keys = waiting.popleft()
+            for place, row in zip(places, np.concatenate(outputs, axis=1), strict=True):
+                batch[place] = row
+            self.computed += len(places)
+            self.store.write(self.key, self.title, {keys[place]: batch[place] for place in places})
+        return np.stack([row for batch in rows for row in batch]), np.concatenate(labels)
 
 
-def check_labels(model: keras.Model, labels: np.ndarray) -> None:
-    """Refuse labels, (pictures,) or (pictures, outputs), that do not fit the model's task with a ValueError."""
-    task, width = transfer_of(model).task, model.output_shape[-1]
-    vector, matrix = labels.shape[1:] in ((), (1,)), labels.shape[1:] == (width,)
-    fits = (
-        labels.dtype.kind in "iufb"
-        and {
-            "classification": vector and np.isin(labels, range(width)),
-            "binary": vector and np.isin(labels, (0, 1)),
-            "multi-label": matrix and (0 <= labels) & (labels <= 1),
-            "regression": (matrix or (vector and width == 1)) and np.isfinite(labels),
-        }[task]
+def _open_store() -> FeatureStore | None:
+    folder = cache_root()
+    try:
+        return folder and FeatureStore(folder)
+    except OSError as error:
+        log.warning("features are not kept: %s", error)
+        return None
+
+
+def _layer_names(source: Backbone | keras.Model, stages: str | Sequence[str]) -> list[str]:
+    known, model = (
+        (source.stages, source.model) if isinstance(source, Backbone) else (transfer_of(source).stages, source)
     )
-    if not np.all(fits):
-        wanted = {
-            "classification": f"whole numbers from 0 to {width - 1}, (pictures,)",
-            "binary": "0 or 1, (pictures,)",
-            "multi-label": f"0 or 1, (pictures, {width})",
-            "regression": f"finite numbers, (pictures, {width})",
-        }[task]
-        raise ValueError(
-            f"Labels for {task} are {wanted}; got {labels.dtype} of shape {labels.shape}: {labels[:4]} ..."
-        )
+    if isinstance(stages, str):
+        names = {"last": [known[-1]], "all": list(known)}.get(stages, [stages])
+    else:
+        names = list(stages)
+    layers = {layer.name for layer in model.layers}
+    unknown = [name for name in names if name not in layers]
+    if unknown or not names:
+        raise ValueError(f"There is no layer {unknown or names!r}; stages are 'last', 'all' or of {', '.join(known)}.")
+    return names
 
 
-def _forward(model: keras.Model, layer: str | None) -> Callable[[object, bool], np.ndarray]:
-    """The frozen part as a compiled function of pictures and whether to augment them."""
-    # Only the augmentation acts as in training; batch norm must not, whatever is frozen.
-    network, augmentation = feature_model(model, layer), model.get_layer(AUGMENTATION)
-    if keras.backend.backend() != "tensorflow":
-        to_tensor = keras.ops.convert_to_tensor
-        return lambda images, augmented: network.predict_on_batch(
-            augmentation(to_tensor(images, "float32"), training=augmented)
-        )
-    import tensorflow as tf
-
-    def compile_for(augmented: bool):
-        # Of any batch size: no retracing for the last one. `predict` costs twice as much a batch.
-        signature = [tf.TensorSpec(network.input_shape, tf.float32)]
-        return tf.function(lambda images: network(augmentation(images, training=augmented), training=False), signature)
-
-    compiled = {augmented: compile_for(augmented) for augmented in (False, True)}
-    return lambda images, augmented: compiled[augmented](tf.cast(images, tf.float32)).numpy()
+def _feature_network(source: Backbone | keras.Model, names: Sequence[str], pooled: bool) -> keras.Model:
+    model = source.model if isinstance(source, Backbone) else source
+    outputs = []
+    for name in names:
+        output = model.get_layer(name).output
+        if pooled and len(output.shape) == 4:
+            output = keras.layers.GlobalAveragePooling2D(name=f"{name}_pooled")(output)
+        outputs.append(output)
+    return keras.Model(model.inputs[0], outputs, name=model.name)

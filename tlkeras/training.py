@@ -1,7 +1,7 @@
 """The two phases: train the head on a frozen backbone, then fine-tune the top at a low learning rate.
 
 Everywhere here `train` and `validation` are batches of (images, labels), images (batch, height, width, 3) in
-[0, 255], in one of the forms that `features` lists, such as `data.train` of a loader.
+[0, 255], in one of the forms that `batches` lists, such as `data.train` of a loader.
 """
 
 from __future__ import annotations
@@ -17,16 +17,9 @@ import keras
 import numpy as np
 
 from tlkeras.audit import AuditReport, FreezeAudit, FreezeError
+from tlkeras.batches import check_batches, check_labels, count_batches
 from tlkeras.checkpoints import Checkpoint
-from tlkeras.features import (
-    check_batches,
-    check_labels,
-    compute_features,
-    count_batches,
-    count_views,
-    cut_point,
-    top_model,
-)
+from tlkeras.features import compute_features, count_views, cut_point, top_model
 from tlkeras.freezing import (
     set_trainable_layers,
     stage_depths,

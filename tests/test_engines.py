@@ -1,0 +1,88 @@
+import keras
+import numpy as np
+import pytest
+from conftest import make_tiny_backbone
+
+from tlkeras.backbones import load_backbone
+from tlkeras.engines import KerasEngine, OpenVINOEngine, cache_root, load_engine, network_key
+from tlkeras.features import extract_features
+
+NETS = [("MobileNetV2", 0.35), ("MobileNet", 0.25), ("EfficientNetB0", None), ("DenseNet121", None)]
+
+
+def batches(images, size=7):
+    return [images[start : start + size] for start in range(0, len(images), size)]
+
+
+@pytest.mark.parametrize(("name", "alpha"), NETS)
+def test_openvino_gives_kerass_numbers_in_float32_at_every_stage(name, alpha):
+    backbone = load_backbone(name, weights=None, alpha=alpha, image_size=64)
+    images = np.random.default_rng(0).uniform(0, 255, (9, 64, 64, 3)).astype("float32")
+    data = [(images, np.zeros(9, int))]
+    ours, theirs = (extract_features(backbone, data, stages="all", engine=engine) for engine in ("openvino", "keras"))
+    assert (ours.engine, theirs.engine) == ("openvino float32", "keras float32")
+    for stage, values in theirs.stages.items():
+        # Random weights blow some features up: the error counts against their size.
+        np.testing.assert_allclose(ours.stages[stage], values, rtol=1e-3, atol=1e-4 * np.abs(values).max())
+
+
+@pytest.mark.parametrize("engine", [KerasEngine, OpenVINOEngine])
+def test_batches_of_any_size_come_back_in_order(engine, tiny_backbone):
+    images = np.random.default_rng(0).uniform(0, 255, (50, 32, 32, 3)).astype("float32")
+    found = [outputs[0] for outputs in engine(tiny_backbone.model).run(iter(batches(images)))]
+    assert [len(values) for values in found] == [7] * 7 + [1]
+    np.testing.assert_allclose(np.concatenate(found), tiny_backbone.model.predict(images, verbose=0), atol=1e-4)
+
+
+def test_the_second_start_reads_the_converted_network_and_gives_the_same(tiny_backbone, tmp_path, monkeypatch):
+    monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path))
+    images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype("float32")
+    first = next(OpenVINOEngine(tiny_backbone.model).run([images]))[0]
+    assert list((tmp_path / "engines").glob("*.xml"))
+
+    def refuse(network):
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr("tlkeras.engines._convert", refuse)
+    np.testing.assert_array_equal(next(OpenVINOEngine(tiny_backbone.model).run([images]))[0], first)
+
+
+def test_other_weights_are_another_network_and_frozen_ones_the_same():
+    one, two = make_tiny_backbone().model, make_tiny_backbone().model
+    two.set_weights(one.get_weights())
+    one.trainable = False
+    assert network_key(one) == network_key(two)
+    two.get_layer("conv_2").kernel.assign_add(keras.ops.full((3, 3, 12, 16), 1e-6))
+    assert network_key(one) != network_key(two)
+
+
+def test_an_unwritable_cache_costs_time_only(tiny_backbone, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "file" / "cache"))
+    next(OpenVINOEngine(tiny_backbone.model).run([np.zeros((1, 32, 32, 3))]))
+    assert "cannot be written" in caplog.text
+
+
+def test_the_cache_can_be_moved_and_switched_off(monkeypatch, tmp_path):
+    monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path))
+    assert cache_root() == tmp_path
+    monkeypatch.setenv("TLKERAS_CACHE", "off")
+    assert cache_root() is None
+
+
+def test_an_unknown_engine_is_answered_with_those_there_are(tiny_backbone):
+    with pytest.raises(ValueError, match="'keras', 'openvino'.*got 'onnx'"):
+        load_engine(tiny_backbone.model, "onnx")
+
+
+def test_auto_falls_back_to_keras_and_says_why(tiny_backbone, monkeypatch, caplog):
+    def refuse(network):
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr("tlkeras.engines._convert", refuse)
+    monkeypatch.setenv("TLKERAS_CACHE", "off")
+    monkeypatch.setattr("tlkeras.engines._suits_openvino", lambda network: True)
+    assert load_engine(tiny_backbone.model).name == "keras"
+    assert "no such operation" in caplog.text
+    with pytest.raises(ValueError, match="no such operation.*engine='keras'"):
+        load_engine(tiny_backbone.model, "openvino")

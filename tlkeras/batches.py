@@ -1,0 +1,89 @@
+"""Batches: what training and extraction take, and the refusal of what cannot be right.
+
+Pictures come as batches: a `tf.data.Dataset`, a `keras.utils.PyDataset` or a torch `DataLoader` of (images, labels),
+images (batch, height, width, 3) in [0, 255], of known length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import keras
+import numpy as np
+
+from tlkeras.freezing import transfer_of
+
+
+def count_batches(batches: Iterable) -> int:
+    """Get the number of batches.
+
+    Raises:
+        ValueError: If there are none, or no end, or nobody knows, or Keras's `fit` would not take them.
+    """
+    if hasattr(batches, "cardinality"):
+        count = int(batches.cardinality())
+    elif hasattr(batches, "__len__") and not isinstance(batches, list | tuple | dict | np.ndarray):
+        count = len(batches)
+    else:
+        raise ValueError(
+            "Pictures come as a tf.data.Dataset, a keras.utils.PyDataset with a length or a torch DataLoader of "
+            f"(images, labels) batches, got {type(batches).__name__}. For arrays: load_arrays(images, labels).train."
+        )
+    if count == 0:
+        raise ValueError("The data set is empty: it has no batch. Has a filter or `take(0)` emptied it?")
+    if count == -1:
+        raise ValueError("The data set never ends: leave out `repeat()`, epochs are counted here.")
+    if count < 0:
+        raise ValueError(
+            "The number of batches is unknown: add `.apply(tf.data.experimental.assert_cardinality(number))`."
+        )
+    return count
+
+
+def check_batches(model: keras.Model, batches: Iterable) -> int:
+    """Refuse data whose first batch cannot be right, before time is spent on them; get the number of pictures.
+
+    Raises:
+        ValueError: As `count_batches`; or if a batch is no pair, or pictures are not raw and in [0, 255], or labels do
+            not fit the task.
+    """
+    count = count_batches(batches)
+    batch = next(iter(batches))
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError("Each batch must be a pair (images, labels), as in `data.train`.")
+    images, labels = map(keras.ops.convert_to_numpy, batch)
+    if images.shape[1:] != model.input_shape[1:]:
+        raise ValueError(f"The model takes pictures of shape {model.input_shape}, got {images.shape}.")
+    low, high = float(images.min()), float(images.max())
+    if not (low > -0.5 and 1.5 < high < 255.5):
+        raise ValueError(
+            f"Pictures must be raw, in [0, 255]; the first batch lies in [{low:.3g}, {high:.3g}]. The model does the "
+            "preprocessing itself: leave out `preprocess_input` and any division by 255."
+        )
+    check_labels(model, labels)
+    return count * len(images)
+
+
+def check_labels(model: keras.Model, labels: np.ndarray) -> None:
+    """Refuse labels, (pictures,) or (pictures, outputs), that do not fit the model's task with a ValueError."""
+    task, width = transfer_of(model).task, model.output_shape[-1]
+    vector, matrix = labels.shape[1:] in ((), (1,)), labels.shape[1:] == (width,)
+    fits = (
+        labels.dtype.kind in "iufb"
+        and {
+            "classification": vector and np.isin(labels, range(width)),
+            "binary": vector and np.isin(labels, (0, 1)),
+            "multi-label": matrix and (0 <= labels) & (labels <= 1),
+            "regression": (matrix or (vector and width == 1)) and np.isfinite(labels),
+        }[task]
+    )
+    if not np.all(fits):
+        wanted = {
+            "classification": f"whole numbers from 0 to {width - 1}, (pictures,)",
+            "binary": "0 or 1, (pictures,)",
+            "multi-label": f"0 or 1, (pictures, {width})",
+            "regression": f"finite numbers, (pictures, {width})",
+        }[task]
+        raise ValueError(
+            f"Labels for {task} are {wanted}; got {labels.dtype} of shape {labels.shape}: {labels[:4]} ..."
+        )
