@@ -40,7 +40,7 @@ class KerasEngine:
     def __init__(self, network: keras.Model):
         """Take the network; on TensorFlow it is traced once for all batch sizes."""
         self.name, self.precision = "keras", network.compute_dtype
-        if keras.backend.backend() != "tensorflow":
+        if keras.backend.backend() != "tensorflow" or len(getattr(network, "inputs", None) or ()) != 1:
             self._forward = network.predict_on_batch
             return
         import tensorflow as tf
@@ -51,7 +51,7 @@ class KerasEngine:
     def run(self, batches: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
         """Get the outputs for each batch of images (batch, height, width, channels), in order."""
         for images in batches:
-            outputs = self._forward(keras.ops.convert_to_tensor(images, "float32"))
+            outputs = self._forward(np.asarray(images, "float32"))
             yield [np.asarray(keras.ops.convert_to_numpy(x), "float32") for x in keras.tree.flatten(outputs)]
 
 

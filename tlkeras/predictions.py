@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
+
+from tlkeras.engines import KerasEngine
 
 
 @dataclass(frozen=True)
@@ -154,11 +157,14 @@ def open_test(model: keras.Model, data: Any) -> Predictions:
 
 
 def _collect(model: keras.Model, data: Any, batches: Any, split: str) -> Predictions:
-    logits, truth = [], []
-    for images, labels in batches:
-        # numpy in, numpy out: the same loop serves the TensorFlow, JAX and torch backends.
-        logits.append(np.asarray(model.predict_on_batch(np.asarray(images))))
-        truth.append(np.asarray(labels))
+    truth = []
+
+    def images() -> Iterator[np.ndarray]:
+        for pictures, labels in batches:
+            truth.append(np.asarray(labels))
+            yield np.asarray(pictures)
+
+    logits = [outputs[0] for outputs in KerasEngine(model).run(images())]
     if not logits:
         raise ValueError(f"The {split} split holds no pictures.")
     truth, paths = np.concatenate(truth), data.paths.get(split)
