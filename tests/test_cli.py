@@ -153,6 +153,24 @@ def test_a_killed_fit_goes_on_with_the_same_command_and_leaves_no_half_run(photo
     assert (out / "metrics.json").exists() and not state.parent.parent.exists()
 
 
+def test_probe_names_the_stages_with_intervals_and_stores_what_it_computed(photos, tmp_path):
+    options = ("--weights", "embedded", "--image-size", 64)
+    first = run("probe", photos, *options, "--json", TLKERAS_CACHE=str(tmp_path))
+    assert first.returncode == 0, first.stderr
+    found = json.loads(first.stdout)
+    assert len(found["stages"]) == 7 and found["best"] in [stage["name"] for stage in found["stages"]]
+    assert all(s["accuracy"]["low"] <= s["accuracy"]["value"] <= s["accuracy"]["high"] for s in found["stages"])
+    assert found["stages"][-1]["accuracy"]["value"] > 0.6
+    again = run("probe", photos, *options, "--kind", "knn", TLKERAS_CACHE=str(tmp_path))
+    assert again.returncode == 0 and "out_relu" in again.stdout
+    assert "0 computed by" in again.stderr
+    shown = run("cache", TLKERAS_CACHE=str(tmp_path))
+    assert "48 pictures" in shown.stdout and "mobilenetv2, 64 px" in shown.stdout
+    assert "deleted" in run("cache", "--clear", TLKERAS_CACHE=str(tmp_path)).stdout
+    assert "pictures" not in run("cache", TLKERAS_CACHE=str(tmp_path)).stdout
+    assert "switched off" in run("cache", TLKERAS_CACHE="off").stdout
+
+
 def test_doctor_says_what_is_in_reach():
     done = run("doctor")
     assert done.returncode == 0

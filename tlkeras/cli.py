@@ -1,4 +1,4 @@
-"""The command line: demo, fit, predict, doctor."""
+"""The command line: demo, fit, predict, probe, cache, doctor."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Strategy = Literal["probe", "head", "fine-tune"]
+ProbeKind = Literal["softmax", "svm", "knn", "centroid"]
 
 
 def main() -> None:
@@ -111,6 +112,65 @@ def predict(
         Console().print(table)
     if broken:
         raise ValueError(f"{len(broken)} of {len(pictures)} pictures cannot be used: {'; '.join(broken)}")
+
+
+@app.command()
+def probe(
+    folder: Annotated[Path, typer.Argument(help="As for fit.")],
+    backbone: Annotated[str, typer.Option(help="A name from keras.applications.")] = "MobileNetV2",
+    weights: Annotated[str, typer.Option(help="auto, imagenet, embedded, random, or a file.")] = "auto",
+    alpha: Annotated[float | None, typer.Option(help="Width of a MobileNet.")] = None,
+    kind: Annotated[ProbeKind, typer.Option(help="The classifier on the features.")] = "softmax",
+    image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
+    seed: Annotated[int, typer.Option(help="Of the split and the folds.")] = 0,
+    groups: Annotated[str | None, typer.Option(help="As for fit.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print an object instead of a table.")] = False,
+) -> None:
+    """Show how well a simple classifier does on the features of each stage of a network. Trains no network."""
+    from tlkeras.runs import probe_folder
+
+    _talk()
+    arguments = {
+        "folder": folder, "backbone": backbone, "weights": weights, "alpha": alpha, "kind": kind,
+        "image_size": image_size, "seed": seed, "groups": groups,
+    }  # fmt: skip
+    table = probe_folder(arguments)
+    if as_json:
+        print(json.dumps(table.to_dict(), indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table("stage", "accuracy", "95 % interval")
+    for name, accuracy in table.intervals.items():
+        style = "bold" if name == table.best else None
+        shown.add_row(name, f"{accuracy.value:.1%}", f"{accuracy.low:.1%} to {accuracy.high:.1%}", style=style)
+    Console().print(shown)
+    print(str(table).splitlines()[-1])
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete all stored features and compiled engines.")] = False,
+) -> None:
+    """Show what is kept on disk to save time: features by network, and compiled engines."""
+    from tlkeras.engines import cache_root, clear_engines, list_engines
+    from tlkeras.store import FeatureStore
+
+    _talk()
+    folder = cache_root()
+    if folder is None:
+        print("The cache is switched off by TLKERAS_CACHE=off.")
+        return
+    store = FeatureStore(folder)
+    for entry in store.entries():
+        print(f"{entry['pictures']:>9,} pictures  {entry['bytes'] / 1e6:9.1f} MB  {entry['title']}")
+    engines = list_engines()
+    print(f"{len(engines):>9,} engines   {sum(file.stat().st_size for file in engines) / 1e6:9.1f} MB")
+    if clear:
+        store.clear()
+        clear_engines()
+    print(f"in {folder}" + (": deleted" if clear else ""))
 
 
 @app.command()

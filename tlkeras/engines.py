@@ -21,6 +21,7 @@ import numpy as np
 
 log = logging.getLogger("tlkeras")
 
+MAX_FILES = 60  # an engine is a graph, its weights and what the processor's compiler made of them
 ENGINES = ("auto", "keras", "openvino", "openvino-bfloat16")
 
 
@@ -82,6 +83,7 @@ class OpenVINOEngine:
         else:
             graph = _convert(network)
             if stored:
+                _make_room()
                 _save(graph, stored)
         self._compiled = core.compile_model(graph, "CPU", options)
         self._num_requests = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
@@ -134,6 +136,18 @@ def load_engine(network: keras.Model, engine: str = "auto") -> KerasEngine | Ope
         return KerasEngine(network)
 
 
+def list_engines() -> list[Path]:
+    """Get the files of all engines that are kept on disk."""
+    folder = cache_root()
+    return sorted(file for file in (folder / "engines").glob("*") if file.is_file()) if folder else []
+
+
+def clear_engines() -> None:
+    """Delete all engines that are kept on disk."""
+    for file in list_engines():
+        file.unlink(missing_ok=True)
+
+
 def network_key(network: keras.Model) -> str:
     """Get a text that is the same for two networks of the same layers and weights, and for no others."""
     # What may train does not change what comes out.
@@ -167,6 +181,13 @@ def _convert(network: keras.Model):
     graph = openvino.convert_model(function, input=shape)
     # Keras's swish has a gradient of its own, which leaves further outputs behind the ones asked for.
     return openvino.Model(graph.get_results()[: len(network.outputs)], graph.get_parameters())
+
+
+def _make_room() -> None:
+    """Delete the engines that were kept first where there are too many."""
+    files = sorted(list_engines(), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in files[MAX_FILES:]:
+        file.unlink(missing_ok=True)
 
 
 def _save(graph, path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Linear probes: a classifier in closed form on the features of a frozen backbone."""
+"""Probes: simple classifiers on the features of a frozen backbone, and how they become its head."""
 
 from __future__ import annotations
 
 import time
+import warnings
 
 import keras
 import numpy as np
@@ -14,30 +15,33 @@ from tlkeras.history import History
 from tlkeras.predictions import Predictions, predict
 
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0)  # scikit-learn's C, the inverse of the L2 penalty
+NEIGHBOURS = (1, 3, 5, 9, 15)
+KINDS = ("softmax", "svm", "knn", "centroid")
 
 
-def fit_probe(features: np.ndarray, labels: np.ndarray, *, class_weight=None, seed: int = 0):
-    """Get a softmax regression whose L2 penalty was chosen by cross-validated log loss on these features.
+def fit_probe(features: np.ndarray, labels: np.ndarray, *, kind: str = "softmax", class_weight=None, seed: int = 0):
+    """Get a simple classifier on features, its one setting chosen by cross-validation on these features.
 
-    The penalty acts on standardised features, since networks differ in scale by orders of magnitude; the weights given
-    back are for the features as they are.
+    "softmax" is softmax regression, the usual linear probe; "svm" a linear support vector machine, as the notes on CNN
+    codes have it; "knn" the nearest neighbours by cosine and "centroid" the nearest class mean, which learn
+    nothing and so show how the classes lie. The penalty acts on standardised features, since networks differ
+    in scale by orders of magnitude; the weights of the two linear ones are given back for the features as they are.
 
     Args:
         features: (pictures, channels), one row a picture: two views of a picture on both sides of a fold would leak.
         labels: Integers, (pictures,), at least two of each class.
-        class_weight: Weight of each class, or None.
+        kind: "softmax", "svm", "knn" or "centroid".
+        class_weight: Weight of each class, or None; of the linear ones only.
         seed: Of the folds.
 
     Returns:
-        A fitted `sklearn.linear_model.LogisticRegression`.
+        A fitted scikit-learn classifier: `LogisticRegression`, `LinearSVC` or a pipeline.
 
     Raises:
-        ValueError: If the features are not a matrix, the labels not whole numbers, or a class has one picture only.
+        ValueError: If the features are not a matrix, the labels not whole numbers, a class has one picture only, or the
+            kind is unknown.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
     if features.ndim != 2:
@@ -47,18 +51,45 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, class_weight=None, se
     counts = np.bincount(labels, minlength=2)
     if counts.min() < 2:
         raise ValueError(f"Class {counts.argmin()} has {counts.min()} pictures; cross-validation takes 2 or more.")
-    search = GridSearchCV(
-        make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, tol=1e-3, class_weight=class_weight)),
-        {"logisticregression__C": PENALTIES},
-        cv=StratifiedKFold(min(5, counts.min()), shuffle=True, random_state=seed),
-        scoring="neg_log_loss",
-    )
+    classifier, grid, scoring = _candidates(kind, class_weight, len(labels))
+    folds = StratifiedKFold(min(5, counts.min()), shuffle=True, random_state=seed)
     # Several BLAS threads on matrices this small wait for one another: fifty times slower on a busy machine.
-    with threadpool_limits(1, user_api="blas"):
-        scaler, probe = search.fit(features, labels).best_estimator_
+    with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "self.within_class_std_dev_")  # a channel that is always 0 is no news
+        best = GridSearchCV(classifier, grid, cv=folds, scoring=scoring).fit(features, labels).best_estimator_
+    if kind not in ("softmax", "svm"):
+        return best
+    scaler, probe = best
     probe.coef_ = probe.coef_ / scaler.scale_
     probe.intercept_ = probe.intercept_ - probe.coef_ @ scaler.mean_
     return probe
+
+
+def _candidates(kind: str, class_weight, num_pictures: int) -> tuple[object, dict, str]:
+    """A classifier, the values of its setting to try, and what chooses among them."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import Normalizer, StandardScaler
+    from sklearn.svm import LinearSVC
+
+    if kind == "softmax":
+        softmax = LogisticRegression(max_iter=500, tol=1e-3, class_weight=class_weight)
+        return make_pipeline(StandardScaler(), softmax), {"logisticregression__C": PENALTIES}, "neg_log_loss"
+    if kind == "svm":
+        machine = LinearSVC(max_iter=5000, tol=1e-3, class_weight=class_weight, random_state=0)
+        penalties = [penalty / 100 for penalty in PENALTIES]  # a hinge adds up over the pictures on the wrong side
+        return make_pipeline(StandardScaler(), machine), {"linearsvc__C": penalties}, "accuracy"
+    if kind == "knn":
+        neighbours = [k for k in NEIGHBOURS if k <= num_pictures // 2]
+        return (
+            make_pipeline(Normalizer(), KNeighborsClassifier()),
+            {"kneighborsclassifier__n_neighbors": neighbours},
+            "accuracy",
+        )
+    if kind == "centroid":
+        return make_pipeline(StandardScaler(), NearestCentroid()), {}, "accuracy"
+    raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}.")
 
 
 def set_head(model: keras.Model, probe) -> None:
@@ -66,7 +97,8 @@ def set_head(model: keras.Model, probe) -> None:
 
     Args:
         model: From `build_classifier` with a linear head on pooled features.
-        probe: From `fit_probe` on the features of this model.
+        probe: From `fit_probe` on the features of this model; a support vector machine keeps its decisions, while the
+            probabilities that the model then gives mean little.
 
     Raises:
         ValueError: If the head is not linear or has another shape.

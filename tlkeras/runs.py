@@ -88,6 +88,31 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     return metrics
 
 
+def probe_folder(arguments: dict):
+    """Get the accuracy of a simple classifier on each stage's features, judged on the folder's validation pictures.
+
+    Args:
+        arguments: folder, backbone, weights, alpha, kind, image_size, seed, groups.
+
+    Returns:
+        A `ProbeTable`.
+    """
+    from tlkeras.backbones import load_backbone
+    from tlkeras.depth import probe
+    from tlkeras.features import extract_features
+    from tlkeras.loaders import load_folder
+    from tlkeras.splits import Split
+
+    size, seed = arguments["image_size"], arguments["seed"]
+    data = load_folder(arguments["folder"], image_size=size, seed=seed, split=Split(groups=arguments["groups"]))
+    weights = None if arguments["weights"] == "random" else arguments["weights"]
+    backbone = load_backbone(arguments["backbone"], weights=weights, image_size=size, alpha=arguments["alpha"])
+    train, held_out = (
+        extract_features(backbone, data.ordered(split), stages="all", cache=True) for split in ("train", "validation")
+    )
+    return probe(train, held_out, kind=arguments["kind"], seed=seed)
+
+
 def _resume_or_start(out: Path, arguments: dict) -> Path:
     partial = out.with_name(out.name + ".partial")
     noted = partial / "arguments.json"

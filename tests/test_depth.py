@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+from scipy.stats import t
+from sklearn.datasets import load_digits
+
+from tlkeras.depth import probe, resampled_interval
+from tlkeras.features import Features
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Three stages of the same 300 digits: noise, the digits, and the digits in noise."""
+    rng = np.random.default_rng(0)
+    images, labels = load_digits(return_X_y=True)
+    images, labels = images[:300] / 16, labels[:300] % 3
+    noise = rng.normal(size=images.shape)
+    return {"noise": noise, "clean": images, "noisy": images + 0.5 * noise}, labels
+
+
+def part(pictures, rows):
+    stages, labels = pictures
+    return Features({name: values[rows] for name, values in stages.items()}, labels[rows], "keras float32", 0)
+
+
+def test_held_out_pictures_name_the_best_stage_and_how_sure_it_is(pictures):
+    table = probe(part(pictures, slice(0, 200)), part(pictures, slice(200, 300)))
+    assert table.best == "clean"
+    assert table.p_value < 0.05 and 0 < table.gain.low < table.gain.value
+    assert table.gain.value == pytest.approx(table.intervals["clean"].value - table.intervals["noisy"].value)
+    assert "clean is ahead of the last stage by" in str(table)
+
+
+def test_resamples_come_to_the_same_finding(pictures):
+    table = probe(part(pictures, slice(None)), num_resamples=4)
+    assert table.best == "clean" and table.gain.low > 0 and table.p_value < 0.05
+    assert table.to_dict()["stages"][0]["name"] == "noise" and "4 resamples" in table.method
+
+
+def test_the_last_stage_has_nothing_to_gain_over_itself(pictures):
+    stages, labels = pictures
+    table = probe(part(({"noise": stages["noise"], "clean": stages["clean"]}, labels), slice(None)), num_resamples=2)
+    assert (table.best, table.gain.value, table.p_value) == ("clean", 0, 1)
+    assert "the last stage, clean, is the best" in str(table)
+
+
+def test_a_group_never_lies_on_both_sides(pictures):
+    """Each group is one picture many times over with a label of its own: only a leak could be learnt."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 5)
+    values, labels = rng.normal(size=(60, 40))[groups], rng.integers(0, 2, 60)[groups]
+    features = Features({"only": values}, labels, "keras float32", 0)
+    assert probe(features, num_resamples=3).intervals["only"].value > 0.95
+    assert probe(features, groups=groups, num_resamples=3).intervals["only"].value < 0.75
+
+
+def test_the_correction_widens_the_interval_by_what_the_cuts_share():
+    values = np.array([0.01, 0.03, 0.02, 0.05])
+    interval, p_value = resampled_interval(values, 1 / 3)
+    error = np.sqrt((1 / 4 + 1 / 3) * values.var(ddof=1))
+    assert interval.high - interval.value == pytest.approx(t.ppf(0.975, 3) * error)
+    assert p_value == pytest.approx(2 * t.sf(values.mean() / error, 3))
+    assert resampled_interval(np.zeros(3), 0.3)[1] == 1
+
+
+@pytest.mark.parametrize("kind", ["svm", "knn", "centroid"])
+def test_other_classifiers_probe_too(pictures, kind):
+    table = probe(part(pictures, slice(0, 200)), part(pictures, slice(200, 300)), kind=kind)
+    assert table.best == "clean" and table.intervals["clean"].value > 0.75
+
+
+def test_what_does_not_fit_is_refused(pictures):
+    everything = part(pictures, slice(None))
+    with pytest.raises(ValueError, match=r"\['x'\] are not those of training"):
+        probe(everything, Features({"x": np.zeros((2, 2))}, np.zeros(2, int), "", 0))
+    with pytest.raises(ValueError, match="2 or more, got 1"):
+        probe(everything, num_resamples=1)
+    with pytest.raises(ValueError, match="'softmax', 'svm', 'knn', 'centroid', got 'tree'"):
+        probe(everything, kind="tree")

@@ -1,0 +1,174 @@
+"""Depth: how far up a frozen network the features serve a task best, and how sure that is.
+
+Low stages see edges and colours, high ones the source's own things. The lecture notes expect near data to want the last
+stage and far data an earlier one; `probe` measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tlkeras.features import Features
+from tlkeras.intervals import Interval, paired_interval, wilson_interval
+from tlkeras.probes import fit_probe
+
+NUM_RESAMPLES, TEST_SHARE = 10, 0.25
+
+
+@dataclass(frozen=True)
+class ProbeTable:
+    """Accuracy of a probe at each stage.
+
+    Attributes:
+        intervals: For each stage, first to last, its accuracy with the 95 % interval.
+        best: The stage of the highest accuracy; the later one of two alike.
+        gain: What `best` is ahead of the last stage, with its paired 95 % interval; zero where they are the same.
+        p_value: How often chance alone would give a gain of that size, were the two stages equally good; 1 where they
+            are the same. The best of several stages was picked by the same pictures, so be stricter than 0.05.
+        method: How the figures came about.
+    """
+
+    intervals: dict[str, Interval]
+    best: str
+    gain: Interval
+    p_value: float
+    method: str
+
+    def to_dict(self) -> dict:
+        """Get a dictionary that JSON can hold."""
+        return {
+            "stages": [{"name": name, "accuracy": vars(interval)} for name, interval in self.intervals.items()],
+            "best": self.best,
+            "gain": vars(self.gain),
+            "p_value": self.p_value,
+            "method": self.method,
+        }
+
+    def __str__(self) -> str:
+        width = max(map(len, self.intervals))
+        rows = [f"{name:{width}}  {interval}" for name, interval in self.intervals.items()]
+        last = list(self.intervals)[-1]
+        if self.best == last:
+            verdict = f"the last stage, {last}, is the best"
+        else:
+            verdict = f"{self.best} is ahead of the last stage by {self.gain}, p = {self.p_value:.2g}"
+        return "\n".join([*rows, f"{verdict} ({self.method})"])
+
+
+def probe(
+    features: Features,
+    held_out: Features | None = None,
+    *,
+    kind: str = "softmax",
+    groups: Sequence | None = None,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> ProbeTable:
+    """Get the accuracy of a simple classifier at every stage of a network, and whether an earlier one is better.
+
+    With held-out features each stage has one probe, judged on the held-out pictures: Wilson's interval and McNemar's
+    test. Without, the pictures are cut anew `num_resamples` times, three quarters to learn from, and the spread is
+    corrected for what the cuts share (Nadeau and Bengio, 2003, https://doi.org/10.1023/A:1024068626366): slower, and
+    it speaks of other training sets as well.
+
+    Args:
+        features: From `extract_features(..., stages="all")`.
+        held_out: The same of other pictures, or None.
+        kind: Of classifier, as in `fit_probe`.
+        groups: A key a picture, such as the patient; pictures of one group stay on one side of each cut.
+        num_resamples: Cuts, at least 2.
+        seed: Of cuts and folds.
+
+    Returns:
+        A `ProbeTable`.
+
+    Raises:
+        ValueError: If the held-out stages are others, there are fewer than 2 resamples, or as in `fit_probe`.
+    """
+    names = list(features.stages)
+    if held_out is not None:
+        if list(held_out.stages) != names:
+            raise ValueError(f"The held-out stages {list(held_out.stages)} are not those of training, {names}.")
+        right = []
+        for name, values in features.stages.items():
+            classifier = fit_probe(values, features.labels, kind=kind, seed=seed)
+            right.append(classifier.predict(held_out.stages[name]) == held_out.labels)
+        return _judge_once(names, np.stack(right))
+    if num_resamples < 2:
+        raise ValueError(f"num_resamples must be 2 or more, got {num_resamples}.")
+    accuracies, shares = [], []
+    for train, test in _cuts(features.labels, groups, num_resamples, seed):
+        shares.append(len(test) / len(train))
+        accuracies.append(
+            [
+                fit_probe(values[train], features.labels[train], kind=kind, seed=seed).score(
+                    values[test], features.labels[test]
+                )
+                for values in features.stages.values()
+            ]
+        )
+    return _judge_resamples(names, np.array(accuracies), float(np.mean(shares)))
+
+
+def resampled_interval(values: np.ndarray, test_to_train: float) -> tuple[Interval, float]:
+    """Get the mean over resamples that overlap, its 95 % interval and the p-value of its being 0.
+
+    The corrected resampled t-test: the variance of the mean is (1/n + test/train) s^2 instead of s^2/n, because the
+    same pictures return in every cut.
+
+    Args:
+        values: One a resample, two or more.
+        test_to_train: Pictures to judge by for each picture to learn from.
+    """
+    from scipy.stats import t
+
+    values = np.asarray(values, np.float64)
+    mean, freedom = float(values.mean()), len(values) - 1
+    error = np.sqrt((1 / len(values) + test_to_train) * values.var(ddof=1))
+    half = float(t.ppf(0.975, freedom) * error)
+    p_value = float(2 * t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
+    return Interval(mean, mean - half, mean + half), p_value
+
+
+def _cuts(labels: np.ndarray, groups: Sequence | None, num_resamples: int, seed: int):
+    """Pairs of row numbers: stratified, and with groups kept together where there are any."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
+
+    if groups is None:
+        yield from StratifiedShuffleSplit(num_resamples, test_size=TEST_SHARE, random_state=seed).split(labels, labels)
+        return
+    keys = np.unique(np.asarray(groups), return_inverse=True)[1]
+    for resample in range(num_resamples):
+        folds = StratifiedGroupKFold(round(1 / TEST_SHARE), shuffle=True, random_state=seed + resample)
+        yield next(folds.split(labels, labels, keys))
+
+
+def _judge_once(names: list[str], right: np.ndarray) -> ProbeTable:
+    from scipy.stats import binomtest
+
+    count = right.shape[1]
+    intervals = {name: wilson_interval(int(row.sum()), count) for name, row in zip(names, right, strict=True)}
+    best = _best([interval.value for interval in intervals.values()])
+    ahead, behind = int((right[best] & ~right[-1]).sum()), int((right[-1] & ~right[best]).sum())
+    p_value = float(binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
+    gain = paired_interval(ahead, behind, count) if best < len(names) - 1 else Interval(0.0, 0.0, 0.0)
+    return ProbeTable(intervals, names[best], gain, p_value, f"judged on {count} held-out pictures, McNemar's test")
+
+
+def _judge_resamples(names: list[str], accuracies: np.ndarray, test_to_train: float) -> ProbeTable:
+    intervals = {}
+    for name, column in zip(names, accuracies.T, strict=True):
+        interval, _ = resampled_interval(column, test_to_train)
+        intervals[name] = Interval(interval.value, max(interval.low, 0.0), min(interval.high, 1.0))
+    best = _best(accuracies.mean(axis=0))
+    gain, p_value = Interval(0.0, 0.0, 0.0), 1.0
+    if best < len(names) - 1:
+        gain, p_value = resampled_interval(accuracies[:, best] - accuracies[:, -1], test_to_train)
+    return ProbeTable(intervals, names[best], gain, p_value, f"{len(accuracies)} resamples, corrected t-test")
+
+
+def _best(values: Sequence[float]) -> int:
+    return len(values) - 1 - int(np.argmax(np.asarray(values)[::-1]))
