@@ -3,7 +3,7 @@
     python benchmarks/extraction.py DATA/flowers [--repeats 3] [--json]
 
 MobileNetV2 alpha 0.35 at 224 px, ImageNet weights from KERAS_HOME, float32 unless a row says otherwise. Each
-measurement is a process of its own, timed after its imports; ours and the peer take turns, and the medians are compared.
+measurement is a process of its own, timed after its imports; ours and the peer take turns, and medians are compared.
 A row a claim: what was measured, ours, the peer's, their ratio, the goal, and whether it holds.
 """
 

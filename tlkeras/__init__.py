@@ -25,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "augmentation": ["light_augmentation"],
         "backbones": ["Backbone", "list_backbones", "load_backbone", "stage_model"],
         "card": ["ArtifactError"],
+        "codes": ["load_codes"],
         "data": ["Data"],
         "depth": ["ProbeTable", "probe"],
         "evaluation": ["compare", "evaluate"],

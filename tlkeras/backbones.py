@@ -20,7 +20,7 @@ from tlkeras.weights import choose_weights, fill_weights, find_weights
 # Each is one Rescaling(scale, offset) of the channels; "caffe" turns RGB to BGR before. Equal to Keras's own
 # `preprocess_input`, and unlike it saved with the model.
 _MEAN, _DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-_RESCALING = {
+RESCALING = {
     "tf": (1 / 127.5, -1.0),
     "torch": ((1 / (255 * _DEVIATION)).tolist(), (-_MEAN / _DEVIATION).tolist()),
     "caffe": (1.0, [-103.939, -116.779, -123.68]),
@@ -157,7 +157,7 @@ def _build(entry: Entry, size: int, alpha: float, channels: int) -> keras.Model:
     if entry.preprocessing == "caffe":
         x = keras.ops.flip(x, axis=-1)  # RGB to BGR
     if entry.preprocessing != "none":
-        scale, offset = _RESCALING[entry.preprocessing]
+        scale, offset = RESCALING[entry.preprocessing]
         x = keras.layers.Rescaling(scale, offset, name="preprocess_rescaling")(x)
     width = {"alpha": alpha} if entry.alphas else {}
     net = getattr(keras.applications, entry.name)(
