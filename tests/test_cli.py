@@ -171,6 +171,13 @@ def test_probe_names_the_stages_with_intervals_and_stores_what_it_computed(photo
     assert "switched off" in run("cache", TLKERAS_CACHE="off").stdout
 
 
+def test_advise_gives_a_strategy_and_its_reasons(photos):
+    done = run("advise", photos, "--weights", "embedded", "--image-size", 64, "--json")
+    assert done.returncode == 0, done.stderr
+    advice = json.loads(done.stdout)
+    assert advice["chosen"] in advice["options"] and len(advice["reasons"]) == 4
+    assert advice["cell"].startswith("little data")
+
 def test_doctor_says_what_is_in_reach():
     done = run("doctor")
     assert done.returncode == 0

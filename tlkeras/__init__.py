@@ -20,6 +20,7 @@ from tlkeras.version import __version__
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "advisor": ["Advice", "advise", "rank_backbones"],
         "artifact": ["Artifact", "load_artifact", "save_artifact"],
         "audit": ["FreezeAudit", "FreezeError"],
         "augmentation": ["light_augmentation"],

@@ -1,4 +1,4 @@
-"""The command line: demo, fit, predict, probe, cache, doctor."""
+"""The command line: demo, fit, predict, probe, advise, cache, doctor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Strategy = Literal["probe", "head", "fine-tune"]
+Strategy = Literal["probe", "head", "fine-tune", "auto"]
 ProbeKind = Literal["softmax", "svm", "knn", "centroid"]
 
 
@@ -147,6 +147,30 @@ def probe(
         shown.add_row(name, f"{accuracy.value:.1%}", f"{accuracy.low:.1%} to {accuracy.high:.1%}", style=style)
     Console().print(shown)
     print(str(table).splitlines()[-1])
+
+
+@app.command()
+def advise(
+    folder: Annotated[Path, typer.Argument(help="As for fit.")],
+    backbone: Annotated[str, typer.Option(help="A name from keras.applications.")] = "MobileNetV2",
+    weights: Annotated[str, typer.Option(help="auto, imagenet, embedded, random, or a file.")] = "auto",
+    alpha: Annotated[float | None, typer.Option(help="Width of a MobileNet.")] = None,
+    image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
+    budget: Annotated[float, typer.Option(help="Seconds that the measuring may take, roughly.")] = 60.0,
+    seed: Annotated[int, typer.Option(help="Of the split and the resamples.")] = 0,
+    groups: Annotated[str | None, typer.Option(help="As for fit.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print an object instead of a table.")] = False,
+) -> None:
+    """Say which way to transfer fits a folder and a network, and which measurements speak for it."""
+    from tlkeras.runs import advise_folder
+
+    _talk()
+    arguments = {
+        "folder": folder, "backbone": backbone, "weights": weights, "alpha": alpha, "image_size": image_size,
+        "seed": seed, "groups": groups,
+    }  # fmt: skip
+    advice = advise_folder(arguments, budget)
+    print(json.dumps(advice.to_dict(), indent=2) if as_json else advice)
 
 
 @app.command()

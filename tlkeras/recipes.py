@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import keras
 
+from tlkeras.advisor import Advice, advise
 from tlkeras.backbones import Backbone, load_backbone
 from tlkeras.freezing import unfreeze_top
 from tlkeras.heads import build_classifier
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tlkeras")
 
-STRATEGIES = ("probe", "head", "fine-tune")
+STRATEGIES = ("probe", "head", "fine-tune", "auto")
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,13 @@ class Result:
         model: The trained classifier.
         history: Both phases.
         strategy: Which one was used.
+        advice: What chose it, for "auto"; else None.
     """
 
     model: keras.Model
     history: History
     strategy: str
+    advice: Advice | None = None
 
 
 def transfer(
@@ -54,7 +57,8 @@ def transfer(
         data: From `load_folder`, `load_arrays` or `load_tfds`.
         backbone: A name for `load_backbone`, or what it returned.
         strategy: "probe" (features once, softmax regression: seconds), "head" (the head alone, on augmented views) or
-            "fine-tune" (the head, then the top of the backbone at a low learning rate, undone where it does not help).
+            "fine-tune" (the head, then the top of the backbone at a low learning rate, undone where it does not help)
+            or "auto" (what `advise` says).
         stages: What fine-tuning unfreezes, as in `unfreeze_top`.
         seed: Of the head's first weights, the order of pictures and the augmentation.
         settings: As in `train_head` and `fine_tune`; `data.class_weight` is used where it names none.
@@ -73,9 +77,14 @@ def transfer(
     settings = settings or Settings()
     if settings.class_weight is None and data.class_weight:
         settings = dataclasses.replace(settings, class_weight=data.class_weight)
-    model = build_classifier(backbone, data.num_classes)
+    advice = advise(data, backbone, seed=seed) if strategy == "auto" else None
+    if advice:
+        log.info("%s", advice)
+        strategy, stages = advice.chosen.strategy, advice.chosen.stages
+    model = build_classifier(backbone, data.num_classes, stage=advice and advice.chosen.stage)
     if strategy == "probe":
-        return Result(model, probe_head(model, data, class_weight=settings.class_weight, seed=seed), strategy)
+        history = probe_head(model, data, class_weight=settings.class_weight, seed=seed)
+        return Result(model, history, strategy, advice)
     train = data.augmented("light").train
     views = 4 if settings.views is None else settings.views
     settings = dataclasses.replace(settings, views=views)
@@ -86,4 +95,4 @@ def transfer(
         history += fine_tune(
             model, train, data.validation, epochs=3 if views else 8, learning_rate=3e-4, settings=settings
         )
-    return Result(model, history, strategy)
+    return Result(model, history, strategy, advice)

@@ -33,12 +33,10 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
         ValueError: If `out` exists and may not be replaced, or `OUT.partial` was started with other arguments.
     """
     from tlkeras.artifact import replace_folder, save_artifact
-    from tlkeras.backbones import load_backbone
     from tlkeras.evaluation import evaluate
-    from tlkeras.loaders import load_folder
     from tlkeras.predictions import open_test, predict
     from tlkeras.recipes import transfer
-    from tlkeras.splits import Split, write_manifest
+    from tlkeras.splits import write_manifest
     from tlkeras.training import Settings
 
     started = time.perf_counter()
@@ -46,14 +44,10 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
         what = "is not a run" if not (out / "metrics.json").exists() else "is a finished run: --overwrite replaces it"
         raise ValueError(f"{out} exists and {what}. Choose another --out.")
     partial = _resume_or_start(out, arguments)
-    folder, size, seed = arguments["folder"], arguments["image_size"], arguments["seed"]
-    split = Split(groups=arguments["groups"])
-    data = load_folder(folder, image_size=size, batch_size=arguments["batch_size"], seed=seed, split=split)
-    weights = None if arguments["weights"] == "random" else arguments["weights"]
-    backbone = load_backbone(arguments["backbone"], weights=weights, image_size=size, alpha=arguments["alpha"])
+    data, backbone = _load(arguments)
     loaded = time.perf_counter() - started
     settings = Settings(run_folder=partial / "checkpoints")
-    result = transfer(data, backbone, strategy=arguments["strategy"], seed=seed, settings=settings)
+    result = transfer(data, backbone, strategy=arguments["strategy"], seed=arguments["seed"], settings=settings)
     held_out = predict(result.model, data)
     test = None if data.test is None else evaluate(open_test(result.model, data)).to_dict()
     metrics = {
@@ -66,6 +60,8 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
         "duplicates": [list(paths) for paths in data.duplicates],
         "kept_epoch": result.history.kept,
         "backbone": {"name": backbone.name, "alpha": backbone.alpha, "weights": str(backbone.weights)},
+        "strategy": result.strategy,
+        "advice": result.advice and result.advice.to_dict(),
         "arguments": arguments,
     }
     result.history.to_csv(partial / "history.csv")
@@ -97,20 +93,35 @@ def probe_folder(arguments: dict):
     Returns:
         A `ProbeTable`.
     """
-    from tlkeras.backbones import load_backbone
     from tlkeras.depth import probe
     from tlkeras.features import extract_features
-    from tlkeras.loaders import load_folder
-    from tlkeras.splits import Split
 
-    size, seed = arguments["image_size"], arguments["seed"]
-    data = load_folder(arguments["folder"], image_size=size, seed=seed, split=Split(groups=arguments["groups"]))
-    weights = None if arguments["weights"] == "random" else arguments["weights"]
-    backbone = load_backbone(arguments["backbone"], weights=weights, image_size=size, alpha=arguments["alpha"])
+    data, backbone = _load(arguments)
     train, held_out = (
         extract_features(backbone, data.ordered(split), stages="all", cache=True) for split in ("train", "validation")
     )
-    return probe(train, held_out, kind=arguments["kind"], seed=seed)
+    return probe(train, held_out, kind=arguments["kind"], seed=arguments["seed"])
+
+
+def advise_folder(arguments: dict, budget: float):
+    """Get the `Advice` for a folder; arguments: folder, backbone, weights, alpha, image_size, seed, groups."""
+    from tlkeras.advisor import advise
+
+    data, backbone = _load(arguments)
+    return advise(data, backbone, budget=budget, seed=arguments["seed"])
+
+
+def _load(arguments: dict) -> tuple:
+    """The data and the backbone that the arguments of a command name."""
+    from tlkeras.backbones import load_backbone
+    from tlkeras.loaders import load_folder
+    from tlkeras.splits import Split
+
+    size, split = arguments["image_size"], Split(groups=arguments["groups"])
+    options = {"batch_size": arguments["batch_size"]} if "batch_size" in arguments else {}
+    data = load_folder(arguments["folder"], image_size=size, seed=arguments["seed"], split=split, **options)
+    weights = None if arguments["weights"] == "random" else arguments["weights"]
+    return data, load_backbone(arguments["backbone"], weights=weights, image_size=size, alpha=arguments["alpha"])
 
 
 def _resume_or_start(out: Path, arguments: dict) -> Path:

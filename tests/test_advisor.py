@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from tlkeras.advisor import advise, rank_backbones
+from tlkeras.backbones import load_backbone
+from tlkeras.fractals import make_fractals
+from tlkeras.loaders import load_arrays
+from tlkeras.recipes import transfer
+from tlkeras.splits import Split
+
+
+def fractals(per_class, num_classes=3):
+    split = Split(validation=0.25, near_duplicates=False)
+    return load_arrays(*make_fractals(num_classes, per_class, image_size=64), split=split)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone(weights="embedded", image_size=64)
+
+
+@pytest.mark.parametrize(("per_class", "cell", "strategy"), [(16, "little", "head"), (80, "much", "fine-tune")])
+def test_near_pictures_are_met_by_a_head_or_by_fine_tuning_as_their_number_allows(backbone, per_class, cell, strategy):
+    advice = advise(fractals(per_class), backbone)
+    assert advice.cell == f"{cell} data, near"
+    assert advice.chosen.strategy == strategy and advice.chosen.stage == backbone.stages[-1]
+    assert f"{0.75 * per_class:.0f} a class" in str(advice)
+
+
+def test_where_an_early_stage_is_surely_better_the_probe_sits_there(backbone):
+    """Classes that differ in a fine texture only, which later stages of this network average away."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 2
+    grid = np.indices((64, 64)).sum(axis=0) % 2 * 6.0
+    noise = rng.normal(0, 25, (120, 16, 16, 3)).repeat(4, axis=1).repeat(4, axis=2)
+    images = 128 + noise + np.where(labels[:, None, None] == 1, grid, 3.0)[..., None]
+    data = load_arrays(images.clip(0, 255).astype("uint8"), labels, split=Split(near_duplicates=False))
+    advice = advise(data, backbone)
+    assert advice.cell.endswith("far") and advice.chosen.stage != backbone.stages[-1]
+
+
+def test_the_advice_is_followed_and_kept(backbone):
+    data = fractals(16)
+    result = transfer(data, backbone, strategy="auto")
+    assert result.strategy == result.advice.chosen.strategy == "head"
+    assert set(result.history.audits) == {"head"}
+
+
+def test_a_small_budget_looks_at_fewer_pictures(backbone, monkeypatch):
+    seen = []
+    monkeypatch.setattr("tlkeras.advisor.probe", lambda features, **rest: seen.append(len(features.labels)) or 1 / 0)
+    for budget in (1e-6, 60):
+        with pytest.raises(ZeroDivisionError):
+            advise(fractals(80), backbone, budget=budget)
+    assert seen[0] < seen[1] == 180
+
+
+def test_what_cannot_be_measured_is_refused(backbone):
+    with pytest.raises(ValueError, match="has 3 training pictures; measuring takes 4"):
+        advise(fractals(4), backbone)
+    with pytest.raises(ValueError, match="seconds above 0, got 0"):
+        advise(fractals(16), backbone, budget=0)
+    with pytest.raises(ValueError, match="two networks or more"):
+        rank_backbones(fractals(16), ["MobileNetV2"])
+
+
+def test_a_ranking_names_the_score_that_sorts_it(shared, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(shared / "keras_home"))
+    images, labels = make_fractals(3, 12, image_size=224)
+    rows = rank_backbones(load_arrays(images, labels, split=Split(near_duplicates=False)), ["MobileNetV2", "MobileNet"])
+    assert [row["log_me"] for row in rows] == sorted((row["log_me"] for row in rows), reverse=True)
+    assert {"name", "h_score", "top1", "seconds"} <= set(rows[0])

@@ -1,0 +1,223 @@
+"""The advisor: which way to transfer, from measurements on these pictures with this network.
+
+The lecture notes give a table of four cells, little or much data by near or far from the source, without saying what
+much or far is. Here one pass through the frozen network measures both, and the reasons come with the advice.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import keras
+import numpy as np
+
+from tlkeras.backbones import Backbone, load_backbone
+from tlkeras.catalogue import CATALOGUE
+from tlkeras.depth import probe
+from tlkeras.features import Features, extract_features
+from tlkeras.probes import fit_probe
+from tlkeras.scores import h_score, log_me
+
+if TYPE_CHECKING:
+    from tlkeras.data import Data
+
+log = logging.getLogger("tlkeras")
+
+MUCH = 50  # training pictures a class from which fine-tuning is tried
+STEEP = 0.03  # gain in accuracy by the last doubling of the pictures from which more of them are the best advice
+VIEWS, EPOCHS = 4, 3  # of the recipe in `transfer`
+
+
+@dataclass(frozen=True)
+class Option:
+    """A way to transfer: the strategy, the stage that the head sits on, how many stages are unfrozen, rough seconds."""
+
+    strategy: str
+    stage: str
+    stages: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do and why.
+
+    Attributes:
+        cell: The cell of the notes' table, such as "little data, near".
+        chosen: The `Option` to take.
+        learning_rates: Of the head and of the backbone's top stage; empty for a probe.
+        more_data: Whether more pictures promise more than any strategy.
+        options: All that were weighed, with their cost here.
+        reasons: Rows of (what was measured, the figure, how it was read).
+        seconds: What the measuring took.
+    """
+
+    cell: str
+    chosen: Option
+    learning_rates: dict[str, float]
+    more_data: bool
+    options: tuple[Option, ...]
+    reasons: tuple[tuple[str, str, str], ...]
+    seconds: float
+
+    def to_dict(self) -> dict:
+        """Get a dictionary that JSON can hold."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        chosen = self.chosen
+        where = f"on {chosen.stage}" if chosen.strategy != "fine-tune" else f"the last {chosen.stages} stages"
+        lines = [f"{self.cell}: {chosen.strategy}, {where} (about {chosen.seconds:.0f} s)"]
+        lines += [f"  {what}: {figure}; {reading}" for what, figure, reading in self.reasons]
+        if self.more_data:
+            lines.append("  more pictures promise more than any of this")
+        return "\n".join(lines)
+
+
+def advise(data: Data, backbone: str | Backbone = "MobileNetV2", *, budget: float = 60.0, seed: int = 0) -> Advice:
+    """Get a strategy for these pictures and this network, with the measurements that speak for it.
+
+    Only training pictures are looked at. The thresholds (50 pictures a class are much; a stage counts as better where
+    the test over resamples says so at p < 0.05) are conventions: the reasons are there to be disputed.
+
+    Args:
+        data: From a loader; classes, not values.
+        backbone: A name for `load_backbone`, or what it returned.
+        budget: Seconds that the measuring may take, roughly; beyond it fewer pictures are looked at.
+        seed: Of resamples and folds.
+
+    Returns:
+        An `Advice`.
+
+    Raises:
+        ValueError: If the budget is not positive, or a class has fewer than 4 training pictures.
+    """
+    if budget <= 0:
+        raise ValueError(f"budget is a number of seconds above 0, got {budget}.")
+    counts = np.bincount(data.labels["train"], minlength=data.num_classes)
+    if counts.min() < 4:
+        name = data.class_names[int(counts.argmin())]
+        raise ValueError(f"Class {name!r} has {counts.min()} training pictures; measuring takes 4 or more.")
+    started = time.perf_counter()
+    if isinstance(backbone, str):
+        backbone = load_backbone(backbone, weights="auto", image_size=data.image_size)
+    features, rate = _measure(data, backbone, budget / 2)
+    table = probe(features, num_resamples=5, seed=seed)
+    accuracies = {name: interval.value for name, interval in table.intervals.items()}
+    last = list(accuracies)[-1]
+    far = table.best != last and table.p_value < 0.05
+    much = counts.mean() >= MUCH
+    slope = _slope(features, table.best if far else last, seed)
+    reasons = [
+        ("training pictures", f"{counts.mean():.0f} a class, {counts.min()} the fewest", "much" if much else "little"),
+        (
+            "best stage for a probe", f"{table.best}, {100 * table.gain.value:+.1f} points over the last, "
+            f"p = {table.p_value:.2g}", "far: an earlier stage is better" if far else "near: no stage is surely better",
+        ),
+        ("the last doubling of the pictures", f"{100 * slope:+.1f} points", "steep" if slope > STEEP else "flat"),
+        ("LogME is highest at", max(features.stages, key=lambda name: log_me(features.stages[name], features.labels)),
+         "a second opinion on the stage"),
+    ]  # fmt: skip
+    stage = table.best if far else last
+    options = _options(backbone, stage, int(counts.sum()), rate)
+    wanted = ("fine-tune", 4 if far else 2) if much else ("probe", 0) if far else ("head", 0)
+    chosen = min(
+        (option for option in options if option.strategy == wanted[0]),
+        key=lambda option: abs(option.stages - wanted[1]),
+    )
+    rates = {"probe": {}, "head": {"head": 1e-3}, "fine-tune": {"head": 3e-3, "backbone": 3e-4}}[chosen.strategy]
+    return Advice(
+        cell=f"{'much' if much else 'little'} data, {'far' if far else 'near'}",
+        chosen=chosen,
+        learning_rates=rates,
+        more_data=bool(slope > STEEP and not much),
+        options=tuple(options),
+        reasons=tuple(reasons),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def rank_backbones(data: Data, names: Sequence[str], *, weights: str = "auto") -> list[dict]:
+    """Get networks ranked by how well their last features suit the labels, without training any.
+
+    Args:
+        data: From a loader; its training pictures are looked at.
+        names: Of backbones, two or more.
+        weights: As in `load_backbone`.
+
+    Returns:
+        A dictionary a network: name, log_me (they are sorted by it, best first), h_score, top1 (published ImageNet
+        accuracy in per cent, or None) and seconds.
+
+    Raises:
+        ValueError: If there are fewer than two different networks.
+    """
+    if len(set(names)) < 2:
+        raise ValueError(f"A ranking needs two networks or more, got {list(names)}.")
+    rows = []
+    for name in dict.fromkeys(names):
+        started = time.perf_counter()
+        backbone = load_backbone(name, weights=weights, image_size=data.image_size)
+        if backbone.name != name:
+            log.warning("%s: its weights are out of reach and it is left out", name)
+            continue
+        features = extract_features(backbone, data.ordered("train"))
+        rows.append({
+            "name": name, "log_me": log_me(features.last, features.labels),
+            "h_score": h_score(features.last, features.labels), "top1": CATALOGUE[name].top1,
+            "seconds": time.perf_counter() - started,
+        })  # fmt: skip
+    return sorted(rows, key=lambda row: -row["log_me"])
+
+
+def _measure(data: Data, backbone: Backbone, seconds: float) -> tuple[Features, float]:
+    """Features of all stages for as many training pictures as time allows, in random order, and seconds a picture."""
+    batches = data.augmented(None).train
+    first = extract_features(backbone, batches.take(2), stages="all")  # compiles the engine, too
+    started = time.perf_counter()
+    extract_features(backbone, batches.take(2), stages="all")
+    rate = (time.perf_counter() - started) / len(first.labels)
+    affordable = max(int(seconds / rate), 16 * data.num_classes)
+    num_batches = -(-affordable // data.batch_size)
+    features = extract_features(backbone, batches.take(num_batches), stages="all")
+    kept = np.isin(features.labels, np.flatnonzero(np.bincount(features.labels) >= 4))
+    if not kept.all():  # of a class that the sample hardly holds nothing can be said
+        stages = {name: values[kept] for name, values in features.stages.items()}
+        labels = np.unique(features.labels[kept], return_inverse=True)[1]
+        features = Features(stages, labels, features.engine, features.computed)
+    return features, rate
+
+
+def _slope(features: Features, stage: str, seed: int) -> float:
+    """What the last doubling of the training pictures brought a probe: accuracy with all less accuracy with half."""
+    from sklearn.model_selection import StratifiedShuffleSplit, train_test_split
+
+    values, labels, gains = features.stages[stage], features.labels, []
+    for train, test in StratifiedShuffleSplit(5, test_size=0.25, random_state=seed).split(labels, labels):
+        half, _ = train_test_split(train, train_size=0.5, stratify=labels[train], random_state=seed)
+        scores = []
+        for rows in (train, half):
+            if np.bincount(labels[rows]).min() < 2:
+                return 0.0
+            scores.append(fit_probe(values[rows], labels[rows], seed=seed).score(values[test], labels[test]))
+        gains.append(scores[0] - scores[1])
+    return float(np.mean(gains))
+
+
+def _options(backbone: Backbone, stage: str, num_pictures: int, rate: float) -> list[Option]:
+    """The ways there are, and roughly what each costs: a backward pass counts as two forward ones of what it covers."""
+    last, once = backbone.stages[-1], num_pictures * rate
+    options = [Option("probe", stage, 0, once + 2), Option("head", last, 0, VIEWS * once + 5)]
+    layers = [layer.name for layer in backbone.model.layers]
+    for stages in (2, 4, len(backbone.stages)):
+        if stages > len(backbone.stages):
+            continue
+        cut = layers.index(backbone.stages[-1 - stages]) if stages < len(backbone.stages) else 0
+        above = 1 - cut / len(layers)
+        training = 3 * VIEWS * EPOCHS * above * once * (2 if keras.backend.backend() == "tensorflow" else 4)
+        options.append(Option("fine-tune", last, stages, 2 * VIEWS * once + training + 10))
+    return options
