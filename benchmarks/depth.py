@@ -48,8 +48,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--resamples", type=int, default=10)
+    parser.add_argument("--quick", action="store_true", help="three resamples")
     parser.add_argument("--json", action="store_true", help="one object a line")
     arguments = parser.parse_args()
+    arguments.resamples = 3 if arguments.quick else arguments.resamples
     for folder in arguments.folders:
         data, patients = read(folder)
         for name, alpha in BACKBONES.items():

@@ -172,9 +172,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="each measurement once")
     parser.add_argument("--json", action="store_true", help="one object a line")
     arguments = parser.parse_args()
-    for line in compare(arguments.folder, arguments.repeats):
+    for line in compare(arguments.folder, 1 if arguments.quick else arguments.repeats):
         if arguments.json:
             print(json.dumps(line))
         else:

@@ -178,6 +178,7 @@ def test_advise_gives_a_strategy_and_its_reasons(photos):
     assert advice["chosen"] in advice["options"] and len(advice["reasons"]) == 4
     assert advice["cell"].startswith("little data")
 
+
 def test_doctor_says_what_is_in_reach():
     done = run("doctor")
     assert done.returncode == 0
