@@ -3,6 +3,7 @@ import pytest
 
 from tlkeras.advisor import advise, rank_backbones
 from tlkeras.backbones import load_backbone
+from tlkeras.depth import probe
 from tlkeras.fractals import make_fractals
 from tlkeras.loaders import load_arrays
 from tlkeras.recipes import transfer
@@ -70,3 +71,28 @@ def test_a_ranking_names_the_score_that_sorts_it(shared, monkeypatch):
     rows = rank_backbones(load_arrays(images, labels, split=Split(near_duplicates=False)), ["MobileNetV2", "MobileNet"])
     assert [row["log_me"] for row in rows] == sorted((row["log_me"] for row in rows), reverse=True)
     assert {"name", "h_score", "top1", "seconds"} <= set(rows[0])
+
+
+def test_pictures_that_belong_together_are_not_measured_on_both_sides(backbone):
+    """Each patient is one picture six times over, with a class by chance: nothing can be learnt but the patient."""
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(30), 6)
+    images = rng.integers(0, 256, (30, 8, 8, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)[patients]
+    images = (images * 0.9 + rng.integers(0, 20, images.shape)).astype("uint8")
+    labels = rng.integers(0, 2, 30)[patients]
+    data = load_arrays(images, labels, split=Split(groups=patients, near_duplicates=False))
+    figures = {}
+
+    def spy(features, *, groups, **rest):
+        figures["table"] = probe(features, groups=groups, **rest)
+        return figures["table"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tlkeras.advisor.probe", spy)
+        advise(data, backbone)
+    assert max(interval.value for interval in figures["table"].intervals.values()) < 0.8
+
+
+def test_too_few_pictures_to_measure_the_slope_are_not_called_flat(backbone):
+    advice = advise(fractals(6), backbone)
+    assert advice.more_data and "too few to measure" in str(advice)

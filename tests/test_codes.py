@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from test_features import Pictures
 
 from tlkeras.codes import LocalResponseNormalization, load_codes
 from tlkeras.features import extract_features
@@ -18,7 +19,7 @@ def test_alexnet_has_the_papers_layout():
 def test_codes_are_4096_numbers_before_and_after_the_relu():
     backbone = load_codes("AlexNet", weights=None)
     images = np.random.default_rng(0).uniform(0, 255, (3, 227, 227, 3)).astype("float32")
-    codes = extract_features(backbone, [(images, np.zeros(3, int))], stages=("fc1", "fc2", "fc2_relu")).stages
+    codes = extract_features(backbone, Pictures(images, np.zeros(3, int)), stages=("fc1", "fc2", "fc2_relu")).stages
     assert codes["fc1"].shape == codes["fc2"].shape == (3, 4096)
     assert codes["fc2"].min() < 0 <= codes["fc2_relu"].min()
     np.testing.assert_allclose(codes["fc2_relu"], np.maximum(codes["fc2"], 0), atol=1e-5)

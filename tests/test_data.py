@@ -128,3 +128,16 @@ def test_balanced_classes_need_no_weights(insects):
 
 def pixels(count: int, *, channels: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 8, 8, channels), dtype=np.uint8)
+
+
+def test_a_subset_has_fewer_training_pictures_and_the_same_others():
+    from tlkeras.loaders import load_arrays
+
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    data = load_arrays(images, np.arange(40) % 2)
+    fewer = data.subset([5, 2, 9])
+    expected = [image for k, (image, _) in enumerate(data.ordered("train").unbatch()) if k in (2, 5, 9)]
+    np.testing.assert_array_equal([image for image, _ in fewer.ordered("train").unbatch()], expected)
+    assert fewer.labels["train"].tolist() == data.labels["train"][[2, 5, 9]].tolist()
+    np.testing.assert_array_equal(fewer.pieces["train"], data.pieces["train"][[2, 5, 9]])
+    assert fewer.index["validation"] is data.index["validation"]

@@ -55,11 +55,16 @@ def test_a_group_never_lies_on_both_sides(pictures):
 
 def test_the_correction_widens_the_interval_by_what_the_cuts_share():
     values = np.array([0.01, 0.03, 0.02, 0.05])
-    interval, p_value = resampled_interval(values, 1 / 3)
+    interval, p_value = resampled_interval(values, 1 / 3, 100)
     error = np.sqrt((1 / 4 + 1 / 3) * values.var(ddof=1))
     assert interval.high - interval.value == pytest.approx(t.ppf(0.975, 3) * error)
     assert p_value == pytest.approx(2 * t.sf(values.mean() / error, 3))
-    assert resampled_interval(np.zeros(3), 0.3)[1] == 1
+    assert resampled_interval(np.zeros(3), 0.3, 100)[1] == 1
+
+
+def test_resamples_that_agree_to_the_last_picture_are_not_called_certain():
+    interval, p_value = resampled_interval(np.full(5, 1 / 12), 1 / 3, 12)
+    assert p_value > 0 and interval.low < 1 / 12 < interval.high
 
 
 @pytest.mark.parametrize("kind", ["svm", "knn", "centroid"])

@@ -2,10 +2,12 @@ import keras
 import numpy as np
 import pytest
 from conftest import make_tiny_backbone
+from test_features import Pictures
 
 from tlkeras.backbones import load_backbone
 from tlkeras.engines import KerasEngine, OpenVINOEngine, cache_root, load_engine, network_key
-from tlkeras.features import extract_features
+from tlkeras.features import extract_features, feature_model
+from tlkeras.heads import build_classifier
 
 NETS = [("MobileNetV2", 0.35), ("MobileNet", 0.25), ("EfficientNetB0", None), ("DenseNet121", None)]
 
@@ -18,7 +20,7 @@ def batches(images, size=7):
 def test_openvino_gives_kerass_numbers_in_float32_at_every_stage(name, alpha):
     backbone = load_backbone(name, weights=None, alpha=alpha, image_size=64)
     images = np.random.default_rng(0).uniform(0, 255, (9, 64, 64, 3)).astype("float32")
-    data = [(images, np.zeros(9, int))]
+    data = Pictures(images, np.zeros(9, int))
     ours, theirs = (extract_features(backbone, data, stages="all", engine=engine) for engine in ("openvino", "keras"))
     assert (ours.engine, theirs.engine) == ("openvino float32", "keras float32")
     for stage, values in theirs.stages.items():
@@ -54,6 +56,24 @@ def test_other_weights_are_another_network_and_frozen_ones_the_same():
     assert network_key(one) == network_key(two)
     two.get_layer("conv_2").kernel.assign_add(keras.ops.full((3, 3, 12, 16), 1e-6))
     assert network_key(one) != network_key(two)
+
+
+def test_a_damaged_engine_is_found_by_its_checksum_and_made_anew(tiny_backbone, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path))
+    images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype("float32")
+    first = next(OpenVINOEngine(tiny_backbone.model).run([images]))[0]
+    (stored,) = (tmp_path / "engines").glob("*.bin")
+    content = bytearray(stored.read_bytes())
+    content[1000:2000] = bytes(1000)
+    stored.write_bytes(content)
+    for _ in range(2):
+        np.testing.assert_array_equal(next(OpenVINOEngine(tiny_backbone.model).run([images]))[0], first)
+    assert caplog.text.count("is damaged") == 1
+
+
+def test_the_same_features_of_one_model_share_an_engine(tiny_backbone):
+    model = build_classifier(tiny_backbone, 3)
+    assert network_key(feature_model(model)) == network_key(feature_model(model))
 
 
 def test_an_unwritable_cache_costs_time_only(tiny_backbone, tmp_path, monkeypatch, caplog):

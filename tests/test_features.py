@@ -1,3 +1,5 @@
+import sqlite3
+
 import keras
 import numpy as np
 import pytest
@@ -270,3 +272,26 @@ def test_a_run_that_was_killed_half_way_continues(cache, tiny_backbone, data):
 def test_an_unknown_stage_is_answered_with_those_there_are(tiny_backbone, data):
     with pytest.raises(ValueError, match="no layer .'drop_9'.*drop_0, drop_1, drop_2"):
         extract_features(tiny_backbone, data, stages=["drop_9"])
+
+
+def test_a_store_that_breaks_midway_costs_time_only(cache, tiny_backbone, data, caplog):
+    fresh = extract_features(tiny_backbone, data, cache=True).last
+    with sqlite3.connect(cache / "features.sqlite") as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    file = cache / "features.sqlite"
+    content = bytearray(file.read_bytes())
+    content[4096 * 3 :] = bytes(len(content) - 4096 * 3)
+    file.write_bytes(content)
+    again = extract_features(tiny_backbone, data, cache=True)
+    np.testing.assert_allclose(again.last, fresh, atol=1e-6)
+    assert "computed and not kept" in caplog.text or again.computed == 60
+
+
+def test_no_pictures_and_no_end_are_refused_before_anything_runs(tiny_backbone, data):
+    import tensorflow as tf
+
+    dataset = tf.data.Dataset.from_tensor_slices((data.images, data.labels)).batch(16)
+    with pytest.raises(ValueError, match="is empty"):
+        extract_features(tiny_backbone, dataset.take(0))
+    with pytest.raises(ValueError, match="never ends"):
+        extract_features(tiny_backbone, dataset.repeat())

@@ -28,7 +28,7 @@ PLAIN = Split(near_duplicates=False)
 
 def test_each_class_gets_its_share_to_the_picture():
     found = pictures(ants=50, bees=100, wasps=7)
-    sides, _ = split_files(found, Split(validation=0.2, test=0.1, near_duplicates=False))
+    sides, *_ = split_files(found, Split(validation=0.2, test=0.1, near_duplicates=False))
     counts = Counter((item.class_name, side) for item, side in zip(found, sides, strict=True))
     assert counts["ants", "validation"] == 10 and counts["ants", "test"] == 5
     assert counts["bees", "validation"] == 20 and counts["bees", "test"] == 10
@@ -56,7 +56,7 @@ def test_the_split_is_the_one_it_always_was():
 def test_groups_are_never_divided():
     found = pictures(ants=60, bees=60)
     split = Split(test=0.2, groups=r"/(\d\d)", near_duplicates=False)
-    sides, _ = split_files(found, split)
+    sides, *_ = split_files(found, split)
     where = {}
     for item, side in zip(found, sides, strict=True):
         where.setdefault(item.path.split("/")[1][:2], set()).add(side)
@@ -104,7 +104,7 @@ def test_equal_bytes_stay_on_one_side_and_are_reported():
     same = [item for item in found if item.path.endswith(("03.jpg", "07.jpg"))]
     found = [dataclasses.replace(item, sha256="same") if item in same else item for item in found]
     for seed in range(5):
-        sides, duplicates = split_files(found, PLAIN, seed=seed)
+        sides, duplicates, _ = split_files(found, PLAIN, seed=seed)
         assert len({side for item, side in zip(found, sides, strict=True) if item.sha256 == "same"}) == 1
         assert duplicates == (("ants/003.jpg", "ants/007.jpg", "bees/003.jpg", "bees/007.jpg"),)
 
@@ -121,7 +121,7 @@ def test_near_duplicates_in_a_folder_stay_on_one_side(tmp_path):
                 image.resize((100, 80)).save(tmp_path / name / f"{number} copy.jpg", quality=40)
     found = scan_folder(tmp_path, image_size=32).pictures
     for seed in range(5):
-        sides, duplicates = split_files(found, Split(validation=0.3), seed=seed)
+        sides, duplicates, _ = split_files(found, Split(validation=0.3), seed=seed)
         assert duplicates == tuple((f"{c}/{n} copy.jpg", f"{c}/{n}.png") for c in ("ants", "bees") for n in (0, 1))
         where = {item.path: side for item, side in zip(found, sides, strict=True)}
         assert all(where[one] == where[two] for one, two in duplicates)
@@ -132,7 +132,7 @@ def test_a_given_split_is_kept_and_its_leaks_are_named(caplog):
     found = [dataclasses.replace(item, split="train") for item in pictures(ants=5, bees=5)]
     found += [dataclasses.replace(item, path="val/" + item.path, split="validation") for item in found[:1]]
     with caplog.at_level(logging.WARNING, "tlkeras"):
-        sides, duplicates = split_files(found, PLAIN)
+        sides, duplicates, _ = split_files(found, PLAIN)
     assert sides == ["train"] * 10 + ["validation"]
     assert duplicates == (("ants/000.jpg", "val/ants/000.jpg"),)
     assert "LEAK" in caplog.text and "ants/000.jpg = val/ants/000.jpg" in caplog.text
@@ -149,7 +149,7 @@ def test_groups_over_given_sides_are_named(caplog):
 def test_validation_is_cut_from_train_where_only_test_is_given():
     found = [dataclasses.replace(item, split="train") for item in pictures(ants=10, bees=10)]
     found += [dataclasses.replace(item, path="t" + item.path, split="test", sha256="t" + item.path) for item in found]
-    sides, _ = split_files(found, PLAIN)
+    sides, *_ = split_files(found, PLAIN)
     assert Counter(sides) == {"train": 16, "validation": 4, "test": 20}
     assert all(side == "test" for side in sides[20:])
 

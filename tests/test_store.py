@@ -52,6 +52,16 @@ def test_the_network_used_longest_ago_goes_first_when_the_limit_is_passed(store)
     assert [entry["network"] for entry in store.entries()] == ["middle"]
 
 
+def test_a_network_that_is_only_read_counts_as_used(store):
+    for name in ("read", "other"):
+        store.write(name, "title", vectors(0, 10))
+    store.make_room(keep="read")
+    store.write("new", "title", vectors(0, 10))
+    store.limit = 450
+    store.make_room(keep="new")
+    assert {entry["network"] for entry in store.entries()} == {"new", "read"}
+
+
 def test_clear_empties_one_network_or_all(store):
     store.write("a", "one", vectors(0, 3))
     store.write("b", "two", vectors(0, 4))

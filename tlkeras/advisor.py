@@ -17,7 +17,7 @@ import numpy as np
 
 from tlkeras.backbones import Backbone, load_backbone
 from tlkeras.catalogue import CATALOGUE
-from tlkeras.depth import probe
+from tlkeras.depth import cut, probe
 from tlkeras.features import Features, extract_features
 from tlkeras.probes import fit_probe
 from tlkeras.scores import h_score, log_me
@@ -105,20 +105,22 @@ def advise(data: Data, backbone: str | Backbone = "MobileNetV2", *, budget: floa
     started = time.perf_counter()
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, weights="auto", image_size=data.image_size)
-    features, rate = _measure(data, backbone, budget / 2)
-    table = probe(features, num_resamples=5, seed=seed)
+    features, pieces, rate = _measure(data, backbone, budget / 2, seed)
+    table = probe(features, groups=pieces, num_resamples=5, seed=seed)
     accuracies = {name: interval.value for name, interval in table.intervals.items()}
     last = list(accuracies)[-1]
     far = table.best != last and table.p_value < 0.05
     much = counts.mean() >= MUCH
-    slope = _slope(features, table.best if far else last, seed)
+    slope = _slope(features, pieces, table.best if far else last, seed)
+    steep = slope is None or slope > STEEP
+    doubling = "too few to measure" if slope is None else f"{100 * slope:+.1f} points"
     reasons = [
         ("training pictures", f"{counts.mean():.0f} a class, {counts.min()} the fewest", "much" if much else "little"),
         (
             "best stage for a probe", f"{table.best}, {100 * table.gain.value:+.1f} points over the last, "
             f"p = {table.p_value:.2g}", "far: an earlier stage is better" if far else "near: no stage is surely better",
         ),
-        ("the last doubling of the pictures", f"{100 * slope:+.1f} points", "steep" if slope > STEEP else "flat"),
+        ("the last doubling of the pictures", doubling, "steep" if steep else "flat"),
         ("LogME is highest at", max(features.stages, key=lambda name: log_me(features.stages[name], features.labels)),
          "a second opinion on the stage"),
     ]  # fmt: skip
@@ -134,7 +136,7 @@ def advise(data: Data, backbone: str | Backbone = "MobileNetV2", *, budget: floa
         cell=f"{'much' if much else 'little'} data, {'far' if far else 'near'}",
         chosen=chosen,
         learning_rates=rates,
-        more_data=bool(slope > STEEP and not much),
+        more_data=steep and not much,
         options=tuple(options),
         reasons=tuple(reasons),
         seconds=time.perf_counter() - started,
@@ -174,36 +176,36 @@ def rank_backbones(data: Data, names: Sequence[str], *, weights: str = "auto") -
     return sorted(rows, key=lambda row: -row["log_me"])
 
 
-def _measure(data: Data, backbone: Backbone, seconds: float) -> tuple[Features, float]:
-    """Features of all stages for as many training pictures as time allows, in random order, and seconds a picture."""
-    batches = data.augmented(None).train
-    first = extract_features(backbone, batches.take(2), stages="all")  # compiles the engine, too
+def _measure(data: Data, backbone: Backbone, seconds: float, seed: int) -> tuple[Features, np.ndarray, float]:
+    """Features of all stages for as many training pictures as time allows, what belongs together, seconds a picture."""
+    order = np.random.default_rng(seed).permutation(len(data.labels["train"]))
+    trial = data.subset(order[: 2 * data.batch_size])
+    extract_features(backbone, trial.ordered("train"), stages="all")  # compiles the engine, too
     started = time.perf_counter()
-    extract_features(backbone, batches.take(2), stages="all")
-    rate = (time.perf_counter() - started) / len(first.labels)
-    affordable = max(int(seconds / rate), 16 * data.num_classes)
-    num_batches = -(-affordable // data.batch_size)
-    features = extract_features(backbone, batches.take(num_batches), stages="all")
+    extract_features(backbone, trial.ordered("train"), stages="all")
+    rate = (time.perf_counter() - started) / len(trial.labels["train"])
+    sample = data.subset(order[: max(int(seconds / rate), 16 * data.num_classes)])
+    features, pieces = extract_features(backbone, sample.ordered("train"), stages="all"), sample.pieces["train"]
     kept = np.isin(features.labels, np.flatnonzero(np.bincount(features.labels) >= 4))
     if not kept.all():  # of a class that the sample hardly holds nothing can be said
         stages = {name: values[kept] for name, values in features.stages.items()}
         labels = np.unique(features.labels[kept], return_inverse=True)[1]
-        features = Features(stages, labels, features.engine, features.computed)
-    return features, rate
+        features, pieces = Features(stages, labels, features.engine, features.computed), pieces[kept]
+    return features, pieces, rate
 
 
-def _slope(features: Features, stage: str, seed: int) -> float:
-    """What the last doubling of the training pictures brought a probe: accuracy with all less accuracy with half."""
-    from sklearn.model_selection import StratifiedShuffleSplit, train_test_split
+def _slope(features: Features, pieces: np.ndarray, stage: str, seed: int) -> float | None:
+    """What doubling the pictures brought a probe: accuracy with all less that with half of them; None if too few."""
+    from sklearn.model_selection import train_test_split
 
     values, labels, gains = features.stages[stage], features.labels, []
-    for train, test in StratifiedShuffleSplit(5, test_size=0.25, random_state=seed).split(labels, labels):
+    for train, test in cut(labels, pieces, 5, seed):
+        if np.bincount(labels[train]).min() < 4:
+            return None
         half, _ = train_test_split(train, train_size=0.5, stratify=labels[train], random_state=seed)
-        scores = []
-        for rows in (train, half):
-            if np.bincount(labels[rows]).min() < 2:
-                return 0.0
-            scores.append(fit_probe(values[rows], labels[rows], seed=seed).score(values[test], labels[test]))
+        scores = [
+            fit_probe(values[rows], labels[rows], seed=seed).score(values[test], labels[test]) for rows in (train, half)
+        ]
         gains.append(scores[0] - scores[1])
     return float(np.mean(gains))
 

@@ -276,7 +276,7 @@ def replace_folder(draft: Path, folder: Path) -> None:
         os.replace(draft, folder)
         return
     # A folder cannot be renamed over a full one: set the old one aside, and back if the new one fails.
-    old = draft.with_name(draft.name + ".old")
+    old = draft.with_name(f".{draft.name}.{uuid.uuid4().hex[:8]}.old")
     os.replace(folder, old)
     try:
         os.replace(draft, folder)

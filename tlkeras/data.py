@@ -40,6 +40,8 @@ class Data:
         paths: per split, relative to `root` with forward slashes, in the order of `ordered(split)`; None for arrays.
         labels: per split, in the same order.
         hashes: per split, the SHA-256 of each file, in the same order; None for arrays.
+        pieces: per split, an integer a picture; pictures of one group or one look share it, and any further cut should
+            keep them together.
         set_aside: files that were found and not used, each with its reason.
         duplicates: sets of paths that show the same picture (arrays: sets of positions, as text).
         class_weight: for `fit`, where the largest class has over 1.5 times the pictures of the smallest; else None.
@@ -57,6 +59,7 @@ class Data:
     paths: dict[str, list[str] | None]
     labels: dict[str, np.ndarray]
     hashes: dict[str, list[str] | None]
+    pieces: dict[str, np.ndarray]
     pixels: Any
     index: dict[str, np.ndarray]
     seed: int = 0
@@ -117,6 +120,23 @@ class Data:
         """
         return dataclasses.replace(self, augment=augment)
 
+    def subset(self, rows: np.ndarray) -> Data:
+        """Get the same data with only some of the training pictures, such as for a learning curve.
+
+        Args:
+            rows: places in `labels["train"]`, in any order; they are sorted.
+        """
+        rows = np.sort(np.asarray(rows))
+
+        def fewer(column: Any) -> Any:
+            train = column["train"]
+            if isinstance(train, list):
+                train = [train[row] for row in rows]
+            return {**column, "train": None if train is None else train if isinstance(train, list) else train[rows]}
+
+        columns = ("index", "labels", "pieces", "paths", "hashes")
+        return dataclasses.replace(self, **{name: fewer(getattr(self, name)) for name in columns})
+
     def __repr__(self) -> str:
         """Show a table that a person can read."""
         width = max(len(name) for name in (*self.class_names, "pictures"))
@@ -154,6 +174,7 @@ def assemble(
     sides: Sequence[str],
     labels: np.ndarray,
     *,
+    pieces: np.ndarray,
     paths: Sequence[str] | None = None,
     hashes: Sequence[str] | None = None,
     **rest: Any,
@@ -163,6 +184,7 @@ def assemble(
     Args:
         sides: "train", "validation" or "test" for each picture; anything else leaves it out.
         labels: one a picture.
+        pieces: an integer a picture, the same for those that belong together.
         paths: one a picture, or None where there are no files.
         hashes: likewise.
         rest: the other arguments of `Data`.
@@ -174,7 +196,8 @@ def assemble(
         return {side: column and [column[number] for number in numbers] for side, numbers in index.items()}
 
     labels = {side: labels[numbers] for side, numbers in index.items()}
-    data = Data(index=index, labels=labels, paths=deal_out(paths), hashes=deal_out(hashes), **rest)
+    pieces = {side: np.asarray(pieces)[numbers] for side, numbers in index.items()}
+    data = Data(index=index, labels=labels, pieces=pieces, paths=deal_out(paths), hashes=deal_out(hashes), **rest)
     _say(data)
     return data
 

@@ -99,9 +99,9 @@ def probe(
         return _judge_once(names, np.stack(right))
     if num_resamples < 2:
         raise ValueError(f"num_resamples must be 2 or more, got {num_resamples}.")
-    accuracies, shares = [], []
-    for train, test in _cuts(features.labels, groups, num_resamples, seed):
-        shares.append(len(test) / len(train))
+    accuracies, sizes = [], []
+    for train, test in cut(features.labels, groups, num_resamples, seed):
+        sizes.append((len(test) / len(train), len(test)))
         accuracies.append(
             [
                 fit_probe(values[train], features.labels[train], kind=kind, seed=seed).score(
@@ -110,10 +110,10 @@ def probe(
                 for values in features.stages.values()
             ]
         )
-    return _judge_resamples(names, np.array(accuracies), float(np.mean(shares)))
+    return _judge_resamples(names, np.array(accuracies), *np.mean(sizes, axis=0))
 
 
-def resampled_interval(values: np.ndarray, test_to_train: float) -> tuple[Interval, float]:
+def resampled_interval(values: np.ndarray, test_to_train: float, num_test: float) -> tuple[Interval, float]:
     """Get the mean over resamples that overlap, its 95 % interval and the p-value of its being 0.
 
     The corrected resampled t-test: the variance of the mean is (1/n + test/train) s^2 instead of s^2/n, because the
@@ -122,22 +122,24 @@ def resampled_interval(values: np.ndarray, test_to_train: float) -> tuple[Interv
     Args:
         values: One a resample, two or more.
         test_to_train: Pictures to judge by for each picture to learn from.
+        num_test: Pictures to judge by; that a few resamples agree to the last picture is no certainty, so their
+            standard deviation counts as half a picture at least.
     """
     from scipy.stats import t
 
     values = np.asarray(values, np.float64)
     mean, freedom = float(values.mean()), len(values) - 1
-    error = np.sqrt((1 / len(values) + test_to_train) * values.var(ddof=1))
+    variance = max(values.var(ddof=1), (0.5 / num_test) ** 2)
+    error = np.sqrt((1 / len(values) + test_to_train) * variance)
     half = float(t.ppf(0.975, freedom) * error)
-    p_value = float(2 * t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
-    return Interval(mean, mean - half, mean + half), p_value
+    return Interval(mean, mean - half, mean + half), float(2 * t.sf(abs(mean) / error, freedom))
 
 
-def _cuts(labels: np.ndarray, groups: Sequence | None, num_resamples: int, seed: int):
-    """Pairs of row numbers: stratified, and with groups kept together where there are any."""
+def cut(labels: np.ndarray, groups: Sequence | None, num_resamples: int, seed: int):
+    """Get pairs of row numbers to learn from and to judge by: stratified, groups kept together where there are any."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
 
-    if groups is None:
+    if groups is None or len(np.unique(groups)) == len(groups):
         yield from StratifiedShuffleSplit(num_resamples, test_size=TEST_SHARE, random_state=seed).split(labels, labels)
         return
     keys = np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -158,15 +160,15 @@ def _judge_once(names: list[str], right: np.ndarray) -> ProbeTable:
     return ProbeTable(intervals, names[best], gain, p_value, f"judged on {count} held-out pictures, McNemar's test")
 
 
-def _judge_resamples(names: list[str], accuracies: np.ndarray, test_to_train: float) -> ProbeTable:
+def _judge_resamples(names: list[str], accuracies: np.ndarray, test_to_train: float, num_test: float) -> ProbeTable:
     intervals = {}
     for name, column in zip(names, accuracies.T, strict=True):
-        interval, _ = resampled_interval(column, test_to_train)
+        interval, _ = resampled_interval(column, test_to_train, num_test)
         intervals[name] = Interval(interval.value, max(interval.low, 0.0), min(interval.high, 1.0))
     best = _best(accuracies.mean(axis=0))
     gain, p_value = Interval(0.0, 0.0, 0.0), 1.0
     if best < len(names) - 1:
-        gain, p_value = resampled_interval(accuracies[:, best] - accuracies[:, -1], test_to_train)
+        gain, p_value = resampled_interval(accuracies[:, best] - accuracies[:, -1], test_to_train, num_test)
     return ProbeTable(intervals, names[best], gain, p_value, f"{len(accuracies)} resamples, corrected t-test")
 
 

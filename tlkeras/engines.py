@@ -21,7 +21,7 @@ import numpy as np
 
 log = logging.getLogger("tlkeras")
 
-MAX_FILES = 60  # an engine is a graph, its weights and what the processor's compiler made of them
+MAX_FILES, MAX_BYTES = 100, 3_000_000_000  # an engine is a graph, its weights and what was compiled of them
 ENGINES = ("auto", "keras", "openvino", "openvino-bfloat16")
 
 
@@ -40,7 +40,7 @@ class KerasEngine:
 
     def __init__(self, network: keras.Model):
         """Take the network; on TensorFlow it is traced once for all batch sizes."""
-        self.name, self.precision = "keras", network.compute_dtype
+        self.name, self.precision = "keras", _precision(network)
         if keras.backend.backend() != "tensorflow" or len(getattr(network, "inputs", None) or ()) != 1:
             self._forward = network.predict_on_batch
             return
@@ -78,9 +78,8 @@ class OpenVINOEngine:
                 log.warning("%s cannot be written (%s): the engine is compiled anew each time.", folder, error)
                 folder = None
         stored = folder and folder / "engines" / f"{network_key(network)}.xml"
-        if stored and stored.exists() and stored.with_suffix(".bin").exists():
-            graph = core.read_model(stored)
-        else:
+        graph = _read(core, stored) if stored else None
+        if graph is None:
             graph = _convert(network)
             if stored:
                 _make_room()
@@ -129,7 +128,7 @@ def load_engine(network: keras.Model, engine: str = "auto") -> KerasEngine | Ope
     try:
         return OpenVINOEngine(network, "bfloat16" if engine.endswith("bfloat16") else "float32")
     except (ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[-1]
         if engine != "auto":
             raise ValueError(f"OpenVINO cannot run this network ({reason}). Take engine='keras'.") from error
         log.warning("OpenVINO cannot run this network (%s); Keras runs it.", reason)
@@ -145,13 +144,13 @@ def list_engines() -> list[Path]:
 def clear_engines() -> None:
     """Delete all engines that are kept on disk."""
     for file in list_engines():
-        file.unlink(missing_ok=True)
+        _delete(file)
 
 
 def network_key(network: keras.Model) -> str:
     """Get a text that is the same for two networks of the same layers and weights, and for no others."""
-    # What may train does not change what comes out.
-    graph = re.sub(r'"trainable": (true|false)', "", network.to_json())
+    # What may train does not change what comes out, and a seed only what training sees.
+    graph = re.sub(r'"(trainable|seed)": [^,}]*', "", network.to_json())
     digest = hashlib.blake2b(graph.encode(), digest_size=16)
     for weight in network.weights:
         digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).tobytes())
@@ -159,13 +158,15 @@ def network_key(network: keras.Model) -> str:
 
 
 def _suits_openvino(network: keras.Model) -> bool:
-    accelerated = any(not device.startswith("cpu") for device in keras.distribution.list_devices())
-    return (
-        keras.backend.backend() == "tensorflow"
-        and not accelerated
-        and network.compute_dtype == "float32"
-        and find_spec("openvino") is not None
-    )
+    if keras.backend.backend() != "tensorflow" or find_spec("openvino") is None or _precision(network) != "float32":
+        return False
+    return all(device.startswith("cpu") for device in keras.distribution.list_devices())
+
+
+def _precision(network: keras.Model) -> str:
+    """The lowest precision that a layer with weights computes in; a model's own policy says nothing of its layers."""
+    kinds = {layer.compute_dtype for layer in network.layers if layer.weights}
+    return next((kind for kind in ("float16", "bfloat16") if kind in kinds), "float32")
 
 
 def _convert(network: keras.Model):
@@ -183,11 +184,49 @@ def _convert(network: keras.Model):
     return openvino.Model(graph.get_results()[: len(network.outputs)], graph.get_parameters())
 
 
+def _read(core, path: Path):
+    """A kept network, or None where there is none or it is not what was written."""
+    try:
+        if path.with_suffix(".sha").read_text() != _digest(path):
+            raise OSError("its checksum is another")
+        return core.read_model(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError) as error:
+        log.warning("the engine %s is damaged (%s) and is made anew.", path, str(error).strip().splitlines()[-1])
+        # What the processor's compiler made of it may be damaged as well.
+        for file in (path, *path.parent.glob("*.blob")):
+            _delete(file)
+        return None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes() + path.with_suffix(".bin").read_bytes()).hexdigest()
+
+
 def _make_room() -> None:
-    """Delete the engines that were kept first where there are too many."""
-    files = sorted(list_engines(), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in files[MAX_FILES:]:
+    """Delete the engines that were kept first where there are too many, or too many bytes of them."""
+
+    def age_and_size(file: Path) -> tuple[float, int]:
+        try:
+            status = file.stat()
+        except OSError:  # another process was faster
+            return 0.0, 0
+        return status.st_mtime, status.st_size
+
+    files = sorted(((*age_and_size(file), file) for file in list_engines()), reverse=True)
+    total = 0
+    for count, (_, size, file) in enumerate(files):
+        total += size
+        if count >= MAX_FILES or total > MAX_BYTES:
+            _delete(file)
+
+
+def _delete(file: Path) -> None:
+    try:
         file.unlink(missing_ok=True)
+    except OSError:
+        log.debug("%s is in use and stays", file)
 
 
 def _save(graph, path: Path) -> None:
@@ -199,8 +238,11 @@ def _save(graph, path: Path) -> None:
         openvino.save_model(graph, draft, compress_to_fp16=False)
         os.replace(draft.with_suffix(".bin"), path.with_suffix(".bin"))
         os.replace(draft, path)
+        note = draft.with_suffix(".sha")
+        note.write_text(_digest(path))
+        os.replace(note, path.with_suffix(".sha"))
     except (OSError, RuntimeError) as error:
         log.warning("the engine could not be kept in %s: %s", path.parent, error)
     finally:
-        for suffix in (".xml", ".bin"):
-            draft.with_suffix(suffix).unlink(missing_ok=True)
+        for suffix in (".xml", ".bin", ".sha"):
+            _delete(draft.with_suffix(suffix))

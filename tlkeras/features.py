@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sqlite3
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def cut_point(model: keras.Model) -> str | None:
 
 def feature_model(model: keras.Model, layer: str | None = None) -> keras.Model:
     """Get a classifier up to a layer: from raw pictures to, by default, the features that its head takes."""
-    return keras.Model(model.inputs[0], model.get_layer(layer or _feature_layer(model)).output)
+    return keras.Model(model.inputs[0], model.get_layer(layer or _feature_layer(model)).output, name=model.name)
 
 
 def _feature_layer(model: keras.Model) -> str:
@@ -132,6 +133,7 @@ def extract_features(
     """
     if cache and not pooled:
         raise ValueError("Only pooled features are cached: whole maps would fill the disk. Leave out cache=True.")
+    count_batches(batches)
     names = _layer_names(source, stages)
     network = _feature_network(source, names, pooled)
     runner = load_engine(network, engine)
@@ -143,7 +145,6 @@ def extract_features(
         table, labels = run(batches)
         values = np.split(table, np.cumsum([output.shape[-1] for output in network.outputs])[:-1], axis=1)
         computed = run.computed
-        store.make_room(keep=key)
     else:
         values, labels = _run(runner, batches)
         computed = len(labels)
@@ -201,6 +202,7 @@ class _StoredRun:
 
     def __init__(self, runner, store: FeatureStore, key: str, title: str):
         self.runner, self.store, self.key, self.title, self.computed = runner, store, key, title, 0
+        self.broken = False
 
     def __call__(self, batches: Iterable) -> tuple[np.ndarray, np.ndarray]:
         labels, rows, waiting = [], [], deque()
@@ -210,7 +212,7 @@ class _StoredRun:
                 pictures = keras.ops.convert_to_numpy(pictures)
                 labels.append(keras.ops.convert_to_numpy(truth))
                 keys = [picture_key(picture) for picture in pictures]
-                found = self.store.read(self.key, keys)
+                found = self._ask(self.store.read, self.key, keys) or {}
                 rows.append([found.get(key) for key in keys])
                 places = [k for k, row in enumerate(rows[-1]) if row is None]
                 if places:
@@ -222,8 +224,21 @@ class _StoredRun:
             for place, row in zip(places, np.concatenate(outputs, axis=1), strict=True):
                 batch[place] = row
             self.computed += len(places)
-            self.store.write(self.key, self.title, {keys[place]: batch[place] for place in places})
+            self._ask(self.store.write, self.key, self.title, {keys[place]: batch[place] for place in places})
+        self._ask(self.store.make_room, self.key)
         return np.stack([row for batch in rows for row in batch]), np.concatenate(labels)
+
+    def _ask(self, action, *arguments):
+        """The store's answer; the first time that it fails, a warning, and from then on nothing."""
+        if self.broken:
+            return None
+        try:
+            return action(*arguments)
+        except (sqlite3.Error, OSError) as error:
+            self.broken = True
+            log.warning("%s: %s; features are computed and not kept. `tlkeras cache --clear` makes it anew.",
+                        self.store.path, error)  # fmt: skip
+            return None
 
 
 def _open_store() -> FeatureStore | None:
@@ -256,6 +271,6 @@ def _feature_network(source: Backbone | keras.Model, names: Sequence[str], poole
     for name in names:
         output = model.get_layer(name).output
         if pooled and len(output.shape) == 4:
-            output = keras.layers.GlobalAveragePooling2D(name=f"{name}_pooled")(output)
+            output = keras.layers.GlobalAveragePooling2D(name=f"{name}_pooled", dtype="float32")(output)
         outputs.append(output)
     return keras.Model(model.inputs[0], outputs, name=model.name)

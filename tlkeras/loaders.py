@@ -59,7 +59,7 @@ def load_folder(
     if not isinstance(split, Split | Manifest):
         raise ValueError(f"split is a Split(…) or what read_manifest(…) returned, not {split!r}.")
     scan = scan_folder(path, image_size=image_size)
-    sides, duplicates = split_files(scan.pictures, split, seed=seed)
+    sides, duplicates, pieces = split_files(scan.pictures, split, seed=seed)
     if missing := [name for name in ("train", "validation") if name not in sides]:
         raise ValueError(f"No picture is in {' and '.join(missing)}: the manifest or the folders leave it empty.")
     paths, notes = [picture.path for picture in scan.pictures], list(scan.notes)
@@ -77,6 +77,7 @@ def load_folder(
     return assemble(
         sides,
         labels,
+        pieces=pieces,
         paths=paths,
         hashes=[picture.sha256 for picture in scan.pictures],
         class_names=scan.class_names,
@@ -157,6 +158,7 @@ def split_pixels(
     return assemble(
         deal(classes, pieces, names, split=split, seed=seed, given=given),
         labels,
+        pieces=pieces,
         class_names=class_names,
         image_size=pixels.shape[1],
         pixels=pixels,

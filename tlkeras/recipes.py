@@ -11,6 +11,7 @@ import keras
 
 from tlkeras.advisor import Advice, advise
 from tlkeras.backbones import Backbone, load_backbone
+from tlkeras.features import count_views
 from tlkeras.freezing import unfreeze_top
 from tlkeras.heads import build_classifier
 from tlkeras.history import History
@@ -91,8 +92,7 @@ def transfer(
     history = train_head(model, train, data.validation, settings=settings)
     if strategy == "fine-tune":
         unfreeze_top(model, stages)
-        # An epoch over four stored views is four epochs over the pictures.
-        history += fine_tune(
-            model, train, data.validation, epochs=3 if views else 8, learning_rate=3e-4, settings=settings
-        )
+        # An epoch over four stored views is four epochs over the pictures, where there is room for them.
+        epochs = 3 if count_views(model, len(data.labels["train"]), views) else 8
+        history += fine_tune(model, train, data.validation, epochs=epochs, learning_rate=3e-4, settings=settings)
     return Result(model, history, strategy, advice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -45,6 +46,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
         raise ValueError(f"{out} exists and {what}. Choose another --out.")
     partial = _resume_or_start(out, arguments)
     data, backbone = _load(arguments)
+    _same_data(partial, data)
     loaded = time.perf_counter() - started
     settings = Settings(run_folder=partial / "checkpoints")
     result = transfer(data, backbone, strategy=arguments["strategy"], seed=arguments["seed"], settings=settings)
@@ -79,6 +81,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     metrics["seconds"]["total"] = time.perf_counter() - started
     (partial / "metrics.json").write_text(json.dumps(metrics, indent=2))
     shutil.rmtree(partial / "checkpoints", ignore_errors=True)
+    (partial / "data.sha256").unlink()
     (partial / "arguments.json").unlink()
     replace_folder(partial, out)
     return metrics
@@ -134,12 +137,23 @@ def _resume_or_start(out: Path, arguments: dict) -> Path:
             raise ValueError(
                 f"{partial} holds an unfinished run with another {changed}: delete it, or repeat its command to go on."
             )
+    elif (partial / "metrics.json").exists():
+        raise ValueError(f"{partial} holds a finished run that was stopped at its last step: rename it to {out}.")
     elif partial.exists():
         raise ValueError(f"{partial} exists and is not an unfinished run. Choose another --out.")
     else:
         partial.mkdir(parents=True)
         noted.write_text(json.dumps(arguments, indent=2))
     return partial
+
+
+def _same_data(partial: Path, data) -> None:
+    """Refuse to go on with an unfinished run whose pictures or split have changed: it would mix the two splits."""
+    files = [(split, *pair) for split in data.index for pair in zip(data.paths[split], data.hashes[split], strict=True)]
+    digest, noted = hashlib.sha256(repr(sorted(files)).encode()).hexdigest(), partial / "data.sha256"
+    if noted.exists() and noted.read_text() != digest:
+        raise ValueError(f"The pictures have changed since {partial} was begun: delete it to start anew.")
+    noted.write_text(digest)
 
 
 def _draw(folder: Path, data, history, held_out, validation: dict) -> None:

@@ -65,8 +65,8 @@ class Manifest:
 
 def split_files(
     pictures: Sequence[Picture], split: Split | Manifest, *, seed: int = 0
-) -> tuple[list[str], tuple[tuple[str, ...], ...]]:
-    """Get the split of every picture, and the sets of duplicates found.
+) -> tuple[list[str], tuple[tuple[str, ...], ...], np.ndarray]:
+    """Get the split of every picture, the sets of duplicates found, and what belongs together.
 
     The same files give the same split on every machine and in every release of numpy: pictures are dealt in the order
     of a hash of their relative path and the seed. A split that the folders give (train/, val/, test/) is respected;
@@ -78,7 +78,8 @@ def split_files(
         seed: another seed, another split.
 
     Returns:
-        One of "train", "validation", "test" for every picture, and tuples of paths that show the same picture.
+        One of "train", "validation", "test" for every picture, tuples of paths that show the same picture, and
+        an integer a picture that pictures of one group or one look share.
 
     Raises:
         ValueError: when a class cannot be on every side, when `groups` does not fit a path, or when the pictures are
@@ -87,7 +88,7 @@ def split_files(
     paths = [picture.path for picture in pictures]
     alike = encode([picture.sha256 for picture in pictures])
     if isinstance(split, Manifest):
-        return _follow(pictures, split), sets(paths, alike)
+        return _follow(pictures, split), sets(paths, alike), alike
     if split.near_duplicates:
         looks = near_duplicates([picture.hash for picture in pictures], [picture.thumbnail for picture in pictures])
         alike = join(alike, looks)
@@ -99,7 +100,7 @@ def split_files(
         if groups is not None:
             _report_leaks(pictures, groups, "belong to one group")
     labels, names = [picture.class_name for picture in pictures], [composed(path) for path in paths]
-    return deal(labels, pieces, names, split=split, seed=seed, given=given), sets(paths, alike)
+    return deal(labels, pieces, names, split=split, seed=seed, given=given), sets(paths, alike), pieces
 
 
 def deal(

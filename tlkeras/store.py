@@ -42,8 +42,13 @@ class FeatureStore:
                 raise OSError(f"{self.path} cannot be used: {error}") from error
             aside = self.path.with_suffix(".damaged")
             log.warning("%s is damaged (%s): set aside as %s, features are computed anew.", self.path, error, aside)
-            self.path.replace(aside)
+            self._set_aside(aside)
             self._prepare()
+
+    def _set_aside(self, aside: Path) -> None:
+        self.path.replace(aside)
+        for ending in ("-wal", "-shm"):  # they belong to the damaged file
+            self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
 
     def _connect(self) -> closing:
         return closing(sqlite3.connect(self.path, timeout=60, isolation_level=None))
@@ -76,7 +81,7 @@ class FeatureStore:
         return found
 
     def write(self, network: str, title: str, vectors: dict[bytes, np.ndarray]) -> None:
-        """Keep these vectors, all or none; make room first where the limit would be passed."""
+        """Keep these vectors, all or none; `make_room` keeps to the limit."""
         rows = []
         for picture, vector in vectors.items():
             value = np.ascontiguousarray(vector, np.float32).tobytes()
@@ -88,7 +93,9 @@ class FeatureStore:
             database.execute("COMMIT")
 
     def make_room(self, keep: str) -> None:
-        """Drop whole networks, the one used longest ago first, until the limit holds; never the network `keep`."""
+        """Drop whole networks, the one used longest ago first, until the limit holds; never `keep`, in use now."""
+        with self._connect() as database:
+            database.execute("UPDATE networks SET used = ? WHERE network = ?", (time.time(), keep))
         entries = self.entries()
         size = sum(entry["bytes"] for entry in entries)
         for entry in sorted(entries, key=lambda entry: entry["used"]):
@@ -113,9 +120,14 @@ class FeatureStore:
 
     def clear(self, network: str | None = None) -> None:
         """Delete what is stored of one network, or everything, and give the space back."""
+        if network is None:
+            for ending in ("", "-wal", "-shm"):
+                self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
+            self._prepare()
+            return
         with self._connect() as database:
             for table in ("features", "networks"):
-                database.execute(f"DELETE FROM {table} WHERE ?1 IS NULL OR network = ?1", (network,))
+                database.execute(f"DELETE FROM {table} WHERE network = ?", (network,))
             database.execute("VACUUM")
 
 
