@@ -49,6 +49,15 @@ def test_the_second_start_reads_the_converted_network_and_gives_the_same(tiny_ba
     np.testing.assert_array_equal(next(OpenVINOEngine(tiny_backbone.model).run([images]))[0], first)
 
 
+def test_a_network_with_the_same_weights_finds_its_engine_in_memory(monkeypatch):
+    monkeypatch.setattr("tlkeras.engines._LOADED", {})
+    model = make_tiny_backbone().model
+    first = load_engine(model, "openvino")
+    assert load_engine(model, "openvino") is first
+    model.get_layer("conv_2").kernel.assign_add(keras.ops.full((3, 3, 12, 16), 1e-6))
+    assert load_engine(model, "openvino") is not first
+
+
 def test_other_weights_are_another_network_and_frozen_ones_the_same():
     one, two = make_tiny_backbone().model, make_tiny_backbone().model
     two.set_weights(one.get_weights())
@@ -100,6 +109,7 @@ def test_auto_falls_back_to_keras_and_says_why(tiny_backbone, monkeypatch, caplo
         raise RuntimeError("no such operation")
 
     monkeypatch.setattr("tlkeras.engines._convert", refuse)
+    monkeypatch.setattr("tlkeras.engines._LOADED", {})
     monkeypatch.setenv("TLKERAS_CACHE", "off")
     monkeypatch.setattr("tlkeras.engines._suits_openvino", lambda network: True)
     assert load_engine(tiny_backbone.model).name == "keras"

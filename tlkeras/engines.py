@@ -22,6 +22,8 @@ import numpy as np
 log = logging.getLogger("tlkeras")
 
 MAX_FILES, MAX_BYTES = 100, 3_000_000_000  # an engine is a graph, its weights and what was compiled of them
+MAX_LOADED = 4  # engines in memory, for the next call with the same network
+_LOADED: dict[tuple[str, str], OpenVINOEngine] = {}
 ENGINES = ("auto", "keras", "openvino", "openvino-bfloat16")
 
 
@@ -59,8 +61,8 @@ class KerasEngine:
 class OpenVINOEngine:
     """Runs a network by OpenVINO on the processor; the compiled network is kept on disk for the next start."""
 
-    def __init__(self, network: keras.Model, precision: str = "float32"):
-        """Convert and compile, or read what was compiled before."""
+    def __init__(self, network: keras.Model, precision: str = "float32", key: str | None = None):
+        """Convert and compile, or read what was compiled before; `key` is the network's, where it is known."""
         import openvino
 
         self.name, self.precision = "openvino", precision
@@ -77,7 +79,7 @@ class OpenVINOEngine:
             except OSError as error:
                 log.warning("%s cannot be written (%s): the engine is compiled anew each time.", folder, error)
                 folder = None
-        stored = folder and folder / "engines" / f"{network_key(network)}.xml"
+        stored = folder and folder / "engines" / f"{key or network_key(network)}.xml"
         graph = _read(core, stored) if stored else None
         if graph is None:
             graph = _convert(network)
@@ -125,8 +127,15 @@ def load_engine(network: keras.Model, engine: str = "auto") -> KerasEngine | Ope
         raise ValueError(f"engine must be one of {', '.join(map(repr, ENGINES))}, got {engine!r}.")
     if engine == "keras" or (engine == "auto" and not _suits_openvino(network)):
         return KerasEngine(network)
+    precision = "bfloat16" if engine.endswith("bfloat16") else "float32"
+    key = network_key(network)
+    if (key, precision) in _LOADED:
+        return _LOADED[key, precision]
     try:
-        return OpenVINOEngine(network, "bfloat16" if engine.endswith("bfloat16") else "float32")
+        loaded = _LOADED[key, precision] = OpenVINOEngine(network, precision, key)
+        if len(_LOADED) > MAX_LOADED:
+            _LOADED.pop(next(iter(_LOADED)))
+        return loaded
     except (ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1]
         if engine != "auto":
