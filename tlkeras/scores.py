@@ -27,15 +27,18 @@ def h_score(features: np.ndarray, labels: np.ndarray) -> float:
         ValueError: If the features are no matrix of one row a label, or there is one class only.
     """
     from sklearn.covariance import ledoit_wolf
+    from threadpoolctl import threadpool_limits
 
     features, labels = _checked(features, labels)
     centred = features - features.mean(axis=0)
-    covariance, shrinkage = ledoit_wolf(centred, assume_centered=True)
+    with threadpool_limits(1, user_api="blas"):  # on a busy machine several threads wait for one another
+        covariance, shrinkage = ledoit_wolf(centred, assume_centered=True)
     classes, position = np.unique(labels, return_inverse=True)
     means = np.stack([centred[position == k].mean(axis=0) for k in range(len(classes))])
     weights = np.bincount(position) / len(position)
     # tr(C^-1 M' W M), without the (channels, channels) matrix between.
-    solved = np.linalg.solve(covariance, means.T)  # (channels, classes)
+    with threadpool_limits(1, user_api="blas"):
+        solved = np.linalg.solve(covariance, means.T)  # (channels, classes)
     return float((1 - shrinkage) * np.sum(weights * np.einsum("kc,ck->k", means, solved)))
 
 
@@ -56,8 +59,11 @@ def log_me(features: np.ndarray, labels: np.ndarray) -> float:
     Raises:
         ValueError: If the features are no matrix of one row a label, or there is one class only.
     """
+    from threadpoolctl import threadpool_limits
+
     features, labels = _checked(features, labels)
-    left, singular, _ = np.linalg.svd(features, full_matrices=False)
+    with threadpool_limits(1, user_api="blas"):
+        left, singular, _ = np.linalg.svd(features, full_matrices=False)
     squares = singular**2
     return float(np.mean([_evidence(left, squares, features.shape, labels == k) for k in np.unique(labels)]))
 
