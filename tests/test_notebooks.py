@@ -96,6 +96,8 @@ def lesson_problems(notebook: dict, name: str, setup: str) -> list[str]:
         found.append("there are not three exercises, each with a value to check against")
     if f"(solutions/{name})" not in section(notebook, "Exercises"):
         found.append("the exercises do not link to their answers")
+    if f'`tl.check("{name[:2]}.1", answer)`' not in section(notebook, "Exercises"):
+        found.append("the exercises do not name their check")
     if "https://" not in section(notebook, "Reading"):
         found.append("nothing to read")
     if "(GLOSSARY.md)" not in prose(notebook):
@@ -120,7 +122,8 @@ def test_solutions_keep_the_rules_and_answer_each_exercise(path, setup):
     assert re.findall(r"^\*\*(\d)\.\*\*", prose(notebook), re.M) == ["1", "2", "3"]
     # The assert of an answer stands in the last code cell before the next answer begins.
     answers = re.split(r"\*\*\d\.\*\*", "\n".join(source(cell) for cell in notebook["cells"]))[1:]
-    assert all(re.search(r"^\s*assert ", answer, re.M) for answer in answers)
+    for number, answer in enumerate(answers, start=1):
+        assert re.search(rf'^\s*assert tl\.check\("{path.name[:2]}\.{number}", ', answer, re.M)
 
 
 def test_setup_is_ten_lines_at_most(setup):
@@ -180,6 +183,7 @@ BREACHES = {
     "46 cells": lambda cells: cells.extend([copy.deepcopy(cells[0])] * (46 - len(cells))),
     "not three exercises": lambda cells: [put(cell, source(cell).replace("(Check: ", "(")) for cell in cells],
     "do not link to their answers": lambda cells: [put(c, source(c).replace("(solutions/", "(")) for c in cells],
+    "do not name their check": lambda cells: [put(cell, source(cell).replace("tl.check", "check")) for cell in cells],
     "nothing to read": lambda cells: [put(cell, source(cell).replace("https://", "")) for cell in cells],
     "no link to the glossary": lambda cells: [put(c, source(c).replace("GLOSSARY", "WORDS")) for c in cells],
 }

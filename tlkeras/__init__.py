@@ -30,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "data": ["Data"],
         "depth": ["ProbeTable", "probe"],
         "evaluation": ["compare", "evaluate"],
+        "exercises": ["check"],
         "features": ["Features", "compute_features", "extract_features"],
         "fractals": ["make_digits", "make_fractals"],
         "freezing": ["freeze", "freeze_batch_norm", "unfreeze_top"],
@@ -48,6 +49,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "tfds": ["load_tfds"],
         "training": ["Settings", "fine_tune", "fine_tune_gradually", "train_from_scratch", "train_head"],
         "weights": ["WeightsNotFoundError"],
+        "worlds": ["load_near"],
     },
 )
 __all__ = [*__all__, "__version__"]

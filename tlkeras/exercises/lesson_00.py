@@ -1,0 +1,31 @@
+"""Checks of lesson 00: Is everything ready?"""
+
+import numpy as np
+
+from tlkeras.exercises import Exercise
+
+EXERCISES = {
+    "00.1": Exercise(
+        "one number, how many numbers a picture becomes",
+        (),
+        ((lambda a: a == 1280, "count the last axis of the features."),),
+    ),
+    "00.2": Exercise(
+        "two mean gains in points: on fractals, on digits",
+        (2,),
+        (
+            (lambda a: a[1] > -5, "on digits the gain is not that bad. Embedded minus random, or the other way round?"),
+            (lambda a: a[0] > a[1], "the gain on fractals comes first, and it should be the larger one."),
+        ),
+    ),
+    "00.3": Exercise(
+        "four mean accuracies, for 2, 5, 10 and 20 training pictures a class",
+        (4,),
+        (
+            (
+                lambda a: np.all(np.diff(a) > 0),
+                "one step does not rise. Means over three splits? Are *training* pictures left out?",
+            ),
+        ),
+    ),
+}

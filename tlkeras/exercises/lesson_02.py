@@ -1,0 +1,34 @@
+"""Checks of lesson 02: What does a pretrained network know?"""
+
+import numpy as np
+
+from tlkeras.exercises import IN_PER_CENT, Exercise
+
+EXERCISES = {
+    "02.1": Exercise(
+        "by how many points the pretrained features are ahead, (2, 3): 4 and 12 cells, by seed",
+        (2, 3),
+        ((lambda a: a.min() > 15, "somewhere they are less than 15 points ahead. In points, and near set?"),),
+    ),
+    "02.2": Exercise(
+        "accuracies in per cent, (3, 3): pretrained, HOG and both, by seed",
+        (3, 3),
+        (
+            IN_PER_CENT,
+            (lambda a: np.all(a[2] > a[0]), "both together should beat the pretrained features alone."),
+            (lambda a: np.all(a[2] - a[1] < 3), "both together are too far ahead of HOG. Is it the far set?"),
+        ),
+    ),
+    "02.3": Exercise(
+        "accuracies in per cent, (3, 3): HOG, HOG without places and pretrained, by seed",
+        (3, 3),
+        (
+            IN_PER_CENT,
+            (
+                lambda a: np.all(a[1] < a[0]),
+                "without places it should fall. 7 x 7 blocks of 36 numbers: which axis is averaged?",
+            ),
+            (lambda a: np.all(a[1] > a[2]), "it should stay ahead of the pretrained features. Is it the far set?"),
+        ),
+    ),
+}
