@@ -33,6 +33,7 @@ from PIL import Image
 from tlkeras.fractals import make_fractals
 
 SIZE, SYSTEMS, PICTURES, BATCH = 64, 400, 120, 128
+BLUR = np.repeat(np.outer([1, 2, 1], [1, 2, 1])[:, :, None, None] / 16, 3, axis=2).astype(np.float32)
 
 
 def read_photographs(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -68,8 +69,10 @@ def load_pictures(tiny_imagenet: Path, cache: Path) -> dict[str, np.ndarray]:
         return {key: stored[key] for key in stored.files}
 
 
-def batches(pictures: dict[str, np.ndarray], *, num_fractals: int, size: int = SIZE, seed: int = 0) -> tf.data.Dataset:
-    """Endless batches of (images in 0-255, label in 0..599); crops, flips, light and a tenth of them grey."""
+def batches(
+    pictures: dict[str, np.ndarray], *, num_fractals: int, size: int = SIZE, sharpen: float = 2.0, seed: int = 0
+) -> tf.data.Dataset:
+    """Endless batches of (images in 0-255, label in 0..599): crops, flips, light, sharpness, a tenth of them grey."""
     with tf.device("cpu"):
         photos, fractals = tf.constant(pictures["photos"]), tf.constant(pictures["fractals"])
         labels = tf.constant(pictures["labels"], tf.int32)
@@ -92,6 +95,9 @@ def batches(pictures: dict[str, np.ndarray], *, num_fractals: int, size: int = S
         x1, x2 = tf.where(flip, left + width, left), tf.where(flip, left, left + width)
         boxes = tf.stack([top, x1, top + height, x2], 1)
         images = tf.image.crop_and_resize(images, boxes, tf.range(BATCH), [size, size])
+        # Enlarged pictures are softer than any that the network will meet: sharpen them by a random amount.
+        amount = tf.random.uniform([BATCH, 1, 1, 1], 0.0, sharpen)
+        images += amount * (images - tf.nn.depthwise_conv2d(images, BLUR, [1, 1, 1, 1], "SAME"))
         grey = tf.reduce_mean(images, axis=-1, keepdims=True)
         images = tf.where(tf.random.uniform([BATCH, 1, 1, 1]) < 0.1, grey, images)
         mean = tf.reduce_mean(images, axis=[1, 2, 3], keepdims=True)
@@ -125,6 +131,7 @@ def main() -> None:
     parser.add_argument("--peak", type=float, default=2.5e-3, help="learning rate")
     parser.add_argument("--fractals", type=int, default=32, help="of the 128 pictures of a batch")
     parser.add_argument("--size", type=int, default=SIZE, help="side of the pictures in training")
+    parser.add_argument("--sharpen", type=float, default=2.0, help="the most by which pictures are sharpened")
     parser.add_argument("--start", type=Path, help="the run, or the exported file, whose weights to start from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export", type=Path, help="write the backbone's weights here")
@@ -136,7 +143,9 @@ def main() -> None:
         model.load_weights(arguments.run / "latest.weights.h5")
         export(model, arguments.export)
         return
-    data = batches(pictures, num_fractals=arguments.fractals, size=arguments.size, seed=arguments.seed)
+    data = batches(
+        pictures, num_fractals=arguments.fractals, size=arguments.size, sharpen=arguments.sharpen, seed=arguments.seed
+    )
     if arguments.start and arguments.start.suffix == ".npz":
         start_from_backbone(model, arguments.start, data)
     elif arguments.start:

@@ -75,6 +75,27 @@ def test_ordered_is_aligned_with_paths_labels_and_hashes(insects):
             np.testing.assert_array_equal(image, decode_picture(data.root / path, 24))
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_pictures_are_those_of_ordered_as_they_are_stored(insects, trained):
+    data = load(insects)
+    if trained:
+        next(iter(data.train))
+    for split in ("train", "validation"):
+        batches = data.pictures(split)
+        assert len(batches) == len(data.ordered(split)) and len(list(batches)) == len(list(batches))
+        for (plain, labels), (images, truth) in zip(batches, data.ordered(split), strict=True):
+            assert plain.dtype == np.uint8
+            np.testing.assert_array_equal(plain, images)
+            np.testing.assert_array_equal(labels, truth)
+    with pytest.raises(ValueError, match="no split 'test'"):
+        data.pictures("test")
+
+
+def test_subsets_share_their_pictures(insects):
+    data = load(insects)
+    assert data.subset(np.arange(9)).pixels is data.pixels
+
+
 def test_labels_of_the_shuffled_pipeline_belong_to_their_pictures(insects):
     data = load(insects)
     truth = dict(zip(digests(data.ordered("train")), data.labels["train"], strict=True))

@@ -36,6 +36,18 @@ def test_batches_of_any_size_come_back_in_order(engine, tiny_backbone):
     np.testing.assert_allclose(np.concatenate(found), tiny_backbone.model.predict(images, verbose=0), atol=1e-4)
 
 
+def test_whole_numbers_and_floats_give_the_same_features():
+    backbone = load_backbone("MobileNetV2", weights="embedded", image_size=64)
+    images = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3)).astype("uint8")
+    labels = np.zeros(9, int)
+    whole = extract_features(backbone, Pictures(images, labels), engine="openvino").last
+    np.testing.assert_allclose(
+        whole, extract_features(backbone, Pictures(images.astype("float32"), labels), engine="openvino").last, atol=1e-5
+    )
+    keras_ = extract_features(backbone, Pictures(images, labels), engine="keras").last
+    np.testing.assert_allclose(whole, keras_, rtol=1e-3, atol=1e-4)
+
+
 def test_the_second_start_reads_the_converted_network_and_gives_the_same(tiny_backbone, tmp_path, monkeypatch):
     monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path))
     images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype("float32")

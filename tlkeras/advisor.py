@@ -167,7 +167,7 @@ def rank_backbones(data: Data, names: Sequence[str], *, weights: str = "auto") -
         if backbone.name != name:
             log.warning("%s: its weights are out of reach and it is left out", name)
             continue
-        features = extract_features(backbone, data.ordered("train"))
+        features = extract_features(backbone, data.pictures("train"))
         rows.append({
             "name": name, "log_me": log_me(features.last, features.labels),
             "h_score": h_score(features.last, features.labels), "top1": CATALOGUE[name].top1,
@@ -180,12 +180,12 @@ def _measure(data: Data, backbone: Backbone, seconds: float, seed: int) -> tuple
     """Features of all stages for as many training pictures as time allows, what belongs together, seconds a picture."""
     order = np.random.default_rng(seed).permutation(len(data.labels["train"]))
     trial = data.subset(order[: 2 * data.batch_size])
-    extract_features(backbone, trial.ordered("train"), stages="all")  # compiles the engine, too
+    extract_features(backbone, trial.pictures("train"), stages="all")  # compiles the engine, too
     started = time.perf_counter()
-    extract_features(backbone, trial.ordered("train"), stages="all")
+    extract_features(backbone, trial.pictures("train"), stages="all")
     rate = (time.perf_counter() - started) / len(trial.labels["train"])
     sample = data.subset(order[: max(int(seconds / rate), 16 * data.num_classes)])
-    features, pieces = extract_features(backbone, sample.ordered("train"), stages="all"), sample.pieces["train"]
+    features, pieces = extract_features(backbone, sample.pictures("train"), stages="all"), sample.pieces["train"]
     kept = np.isin(features.labels, np.flatnonzero(np.bincount(features.labels) >= 4))
     if not kept.all():  # of a class that the sample hardly holds nothing can be said
         stages = {name: values[kept] for name, values in features.stages.items()}

@@ -1,8 +1,4 @@
-"""`Data`: three disjoint splits as tf.data pipelines, with names, counts and what was set aside.
-
-The order of the pipeline is the lesson: decode once, cache, shuffle, batch, augment, prefetch. A cache after the
-augmentation would freeze it, and a split made on a shuffled dataset would leak.
-"""
+"""`Data`: three disjoint splits as tf.data pipelines, with names, counts and what was set aside."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import keras
 import numpy as np
 
 from tlkeras.augmentation import change_batch
+from tlkeras.pipelines import PictureBatches, Pixels, make_pipeline
 from tlkeras.scan import SetAside
 from tlkeras.splits import SPLITS
 
@@ -49,7 +47,8 @@ class Data:
         cache: where decoded pictures are kept: "memory", "disk" or "none" (decoded again each epoch).
         root: the folder that `paths` are relative to, or None.
         index: per split, the numbers of its pictures, in the same order.
-        pixels: decoded pictures (picture, height, width, 3) in [0, 255], or a function from numbers to such an array.
+        pixels: decoded pictures (picture, height, width, 3) in [0, 255], or a function from numbers to such an array;
+            kept as `Pixels`.
         seed, augment: as they were given.
     """
 
@@ -71,20 +70,29 @@ class Data:
     root: Path | None = None
     counts: dict[str, dict[str, int]] = field(init=False)
     class_weight: dict[int, float] | None = field(init=False)
-    train: Any = field(init=False)
-    validation: Any = field(init=False)
-    test: Any = field(init=False)
 
     def __post_init__(self):
-        """Build the pipelines; `dataclasses.replace` builds them anew."""
+        """Count; the pipelines are built when they are first asked for."""
         check_options(self.batch_size, self.augment)
-        if isinstance(self.pixels, np.ndarray):
-            self.pixels = _hold(self.pixels)
+        if not isinstance(self.pixels, Pixels):
+            self.pixels = Pixels(self.pixels)
         self.counts = {split: _count(labels, self.class_names) for split, labels in self.labels.items()}
         self.class_weight = _balance(self.labels["train"], self.class_names)
-        self.train = _pipeline(self, "train", shuffle=True, augment=self.augment)
-        self.validation = self.ordered("validation")
-        self.test = self.ordered("test") if "test" in self.index else None
+
+    @cached_property
+    def train(self) -> Any:
+        """Training pictures: shuffled anew each epoch, and augmented if asked for."""
+        return self._pipeline("train", shuffle=self.seed, augment=self.augment)
+
+    @cached_property
+    def validation(self) -> Any:
+        """Validation pictures, in order."""
+        return self.ordered("validation")
+
+    @cached_property
+    def test(self) -> Any:
+        """Test pictures, in order, or None."""
+        return self.ordered("test") if "test" in self.index else None
 
     @property
     def num_classes(self) -> int:
@@ -105,9 +113,36 @@ class Data:
         Raises:
             ValueError: when there is no such split.
         """
+        self._check(split)
+        return self._pipeline(split)
+
+    def pictures(self, split: str) -> PictureBatches:
+        """Get what `ordered` gives as numpy batches: images as they are stored, uint8 of files; no TensorFlow.
+
+        Use it for one pass, such as `extract_features`: nothing is compiled, and no picture is held twice.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Raises:
+            ValueError: when there is no such split.
+        """
+        self._check(split)
+        return PictureBatches(self.pixels, self.index[split], self.labels[split], self.batch_size)
+
+    def _check(self, split: str) -> None:
         if split not in self.index:
             raise ValueError(f"There is no split {split!r} in this data; it has {', '.join(self.index)}.")
-        return _pipeline(self, split, shuffle=False, augment=None)
+
+    def _pipeline(self, split: str, **options: Any) -> Any:
+        return make_pipeline(
+            self.pixels,
+            self.index[split],
+            self.labels[split],
+            image_size=self.image_size,
+            batch_size=self.batch_size,
+            **options,
+        )
 
     def augmented(self, augment: str | keras.Layer | None) -> Data:
         """Get the same data with training pictures augmented in another way; nothing is read or split again.
@@ -200,52 +235,6 @@ def assemble(
     data = Data(index=index, labels=labels, pieces=pieces, paths=deal_out(paths), hashes=deal_out(hashes), **rest)
     _say(data)
     return data
-
-
-def _pipeline(data: Data, split: str, *, shuffle: bool, augment: str | keras.Layer | None) -> Any:
-    import tensorflow as tf
-
-    numbers, labels, size = data.index[split], data.labels[split], data.image_size
-    source = data.pixels
-
-    def load(batch: Any) -> Any:
-        if not callable(source):
-            return tf.gather(source, batch)
-        return tf.ensure_shape(tf.numpy_function(source, [batch], tf.uint8, stateful=False), (None, size, size, 3))
-
-    with tf.device("CPU:0"):
-        pictures = tf.data.Dataset.from_tensor_slices((numbers, labels))
-        if shuffle:
-            # Numbers are shuffled, not pictures: the buffer can hold all of them.
-            pictures = pictures.shuffle(len(numbers), seed=data.seed, reshuffle_each_iteration=True)
-        pictures = pictures.batch(data.batch_size)
-        pictures = pictures.map(lambda batch, label: (load(batch), label), num_parallel_calls=tf.data.AUTOTUNE)
-        change = change_batch(augment)
-        if change is None:
-            pictures = pictures.map(lambda image, label: (tf.cast(image, tf.float32), label))
-        else:
-            # A number drawn for each batch of each epoch: batches do not depend on which thread came first, nor on
-            # whether somebody has looked at a few of them before.
-            draws = tf.data.Dataset.random(data.seed, rerandomize_each_iteration=True).batch(2, drop_remainder=True)
-            pictures = tf.data.Dataset.zip(pictures, draws).map(
-                lambda pair, draw: (change(pair[0], draw), pair[1]),
-                # Keras layers keep their random state in a variable, which threads would race for.
-                num_parallel_calls=tf.data.AUTOTUNE if augment == "light" else None,
-            )
-        return pictures.prefetch(tf.data.AUTOTUNE)
-
-
-def _hold(pixels: np.ndarray) -> Any:
-    """Give pictures in memory to TensorFlow: read four times as fast, and freed with the dataset.
-
-    What a `numpy_function` refers to is never freed, so that is only for a file or for paths.
-    """
-    import tensorflow as tf
-
-    if isinstance(pixels, np.memmap):
-        return pixels.__getitem__
-    with tf.device("CPU:0"):  # an accelerator's memory is for the network
-        return tf.convert_to_tensor(pixels)
 
 
 def _count(labels: np.ndarray, class_names: tuple[str, ...]) -> dict[str, int]:

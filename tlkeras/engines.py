@@ -81,18 +81,20 @@ class OpenVINOEngine:
                 folder = None
         stored = folder and folder / "engines" / f"{key or network_key(network)}.xml"
         graph = _read(core, stored) if stored else None
-        if graph is None:
+        kept = graph is not None
+        if not kept:
             graph = _convert(network)
             if stored:
                 _make_room()
                 _save(graph, stored)
-        self._compiled = core.compile_model(graph, "CPU", options)
-        self._num_requests = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._compile = lambda dtype: core.compile_model(_taking(graph, dtype), "CPU", options)
+        self._compiled = {}  # by the type of the images
+        if not kept:  # what cannot be compiled shows now, while Keras can still take over
+            self._compiled[np.float32] = self._compile(np.float32)
 
     def run(self, batches: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
         """Get the outputs for each batch of images (batch, height, width, channels), in order."""
-        free = [self._compiled.create_infer_request() for _ in range(self._num_requests)]
-        running: deque = deque()
+        free, running, dtype = None, deque(), None
 
         def finish() -> list[np.ndarray]:
             request, _ = running.popleft()
@@ -101,9 +103,16 @@ class OpenVINOEngine:
             return [np.array(tensor.data) for tensor in request.output_tensors]
 
         for images in batches:
+            if free is None:  # pictures of files stay whole numbers: a quarter of the memory to move
+                dtype = np.uint8 if images.dtype == np.uint8 else np.float32
+                if dtype not in self._compiled:
+                    self._compiled[dtype] = self._compile(dtype)
+                compiled = self._compiled[dtype]
+                wanted = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+                free = [compiled.create_infer_request() for _ in range(wanted)]
             if not free:
                 yield finish()
-            images = np.ascontiguousarray(images, dtype=np.float32)
+            images = np.ascontiguousarray(images, dtype=dtype)
             request = free.pop()
             request.start_async([images], share_inputs=True)
             running.append((request, images))  # the images must live as long as the request
@@ -191,6 +200,19 @@ def _convert(network: keras.Model):
     graph = openvino.convert_model(function, input=shape)
     # Keras's swish has a gradient of its own, which leaves further outputs behind the ones asked for.
     return openvino.Model(graph.get_results()[: len(network.outputs)], graph.get_parameters())
+
+
+def _taking(graph, dtype: type):
+    """The graph for images of this type."""
+    if dtype != np.uint8:
+        return graph
+    from openvino import Type
+    from openvino.preprocess import PrePostProcessor
+
+    graph = graph.clone()
+    steps = PrePostProcessor(graph)
+    steps.input().tensor().set_element_type(Type.u8)
+    return steps.build()
 
 
 def _read(core, path: Path):

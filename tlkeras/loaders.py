@@ -58,7 +58,7 @@ def load_folder(
     split = Split() if split is None else split
     if not isinstance(split, Split | Manifest):
         raise ValueError(f"split is a Split(…) or what read_manifest(…) returned, not {split!r}.")
-    scan = scan_folder(path, image_size=image_size)
+    scan = scan_folder(path, image_size=image_size, looks=isinstance(split, Manifest) or split.near_duplicates)
     sides, duplicates, pieces = split_files(scan.pictures, split, seed=seed)
     if missing := [name for name in ("train", "validation") if name not in sides]:
         raise ValueError(f"No picture is in {' and '.join(missing)}: the manifest or the folders leave it empty.")

@@ -133,7 +133,7 @@ def probe_head(model: keras.Model, data, *, class_weight=None, seed: int = 0) ->
     _logits_layer(model)
     if model.transfer.task not in ("classification", "binary"):
         raise ValueError(f"A probe classifies; this model's task is {model.transfer.task!r}.")
-    features, labels = compute_features(model, data.ordered("train"))
+    features, labels = compute_features(model, data.pictures("train"))
     probe = fit_probe(features, labels, class_weight=class_weight, seed=seed)
     set_head(model, probe)
     held_out: Predictions = predict(model, data)

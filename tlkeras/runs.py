@@ -101,7 +101,7 @@ def probe_folder(arguments: dict):
 
     data, backbone = _load(arguments)
     train, held_out = (
-        extract_features(backbone, data.ordered(split), stages="all", cache=True) for split in ("train", "validation")
+        extract_features(backbone, data.pictures(split), stages="all", cache=True) for split in ("train", "validation")
     )
     return probe(train, held_out, kind=arguments["kind"], seed=arguments["seed"])
 

@@ -67,7 +67,7 @@ class Scan:
     cache: str  # where `pixels` lies: "memory", "disk" or "none"
 
 
-def scan_folder(path: str | os.PathLike, *, image_size: int = 224) -> Scan:
+def scan_folder(path: str | os.PathLike, *, image_size: int = 224, looks: bool = True) -> Scan:
     """Get every usable picture under a folder, and every other file by name with the reason.
 
     Each file is read once: decoded with `decode_picture`, hashed by content (for the manifest) and by appearance (to
@@ -77,6 +77,7 @@ def scan_folder(path: str | os.PathLike, *, image_size: int = 224) -> Scan:
         path: a folder of class folders, or of train/ with val/ (valid/, validation/) and perhaps test/ of such.
             Pictures in deeper folders belong to the class folder they are under.
         image_size: side in pixels to which pictures are decoded.
+        looks: whether to take down how pictures look; without it near-duplicates cannot be found.
 
     Returns:
         A Scan, in order of path, whatever order the file system has.
@@ -95,7 +96,7 @@ def scan_folder(path: str | os.PathLike, *, image_size: int = 224) -> Scan:
     files = sorted(walk.files(), key=lambda file: _order(file[0]))
     pixels, cache = reserve(len(files), image_size)
 
-    def look(index: int) -> Picture | SetAside:
+    def read(index: int) -> Picture | SetAside:
         relative, class_name, split = files[index]
         try:
             content = read_picture(root / relative)
@@ -103,16 +104,17 @@ def scan_folder(path: str | os.PathLike, *, image_size: int = 224) -> Scan:
             if pixels is not None:
                 pixels[index] = to_pixels(image, image_size)
             # The appearance must not depend on how far a JPEG was reduced for the image size.
-            small = open_picture(content, 64) if image.format in ("JPEG", "MPO") else image
+            small = open_picture(content, 64) if looks and image.format in ("JPEG", "MPO") else image
         except PictureError as error:
             return SetAside(relative, error.reason)
-        return Picture(relative, class_name, split, hashlib.sha256(content).hexdigest(), *appearance(small))
+        look = appearance(small) if looks else ()
+        return Picture(relative, class_name, split, hashlib.sha256(content).hexdigest(), *look)
 
     _import_first()
     # Pillow's warnings would name no file; what matters of them is in the reasons.
     with warnings.catch_warnings(), ThreadPoolExecutor(max(4, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")
-        found = list(_progress(pool.map(look, range(len(files))), len(files), "Looking at pictures"))
+        found = list(_progress(pool.map(read, range(len(files))), len(files), "Looking at pictures"))
 
     trained = {item.class_name for item in found if isinstance(item, Picture) and item.split in (None, "train")}
     for index, item in enumerate(found):

@@ -1,0 +1,123 @@
+"""Pipelines: pictures that are decoded once, as tf.data for training and as plain arrays for one pass.
+
+The order of the pipeline is the lesson: decode once, cache, shuffle, batch, augment, prefetch. A cache after the
+augmentation would freeze it, and a split made on a shuffled dataset would leak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from tlkeras.augmentation import change_batch
+
+
+class Pixels:
+    """Decoded pictures in memory, in a file, or decoded anew by a function; shared by all data made of them."""
+
+    def __init__(self, source: np.ndarray | Callable[[np.ndarray], np.ndarray]):
+        """Take an array (picture, height, width, 3) or a function from numbers to such an array."""
+        self._read = source if callable(source) else source.__getitem__
+        self._array = None if callable(source) or isinstance(source, np.memmap) else source
+
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        """Get pictures as they are stored, without TensorFlow where nothing has been trained on them."""
+        if self._array is None or isinstance(self._array, np.ndarray):
+            return np.asarray(self._read(numbers))
+        import tensorflow as tf
+
+        return tf.gather(self._array, numbers).numpy()
+
+    def gather(self, numbers: Any, size: int) -> Any:
+        """Get pictures inside a tf.data pipeline."""
+        import tensorflow as tf
+
+        if self._array is None:
+            return tf.ensure_shape(tf.numpy_function(self._read, [numbers], tf.uint8, False), (None, size, size, 3))
+        return tf.gather(self._array, numbers)
+
+    def hold(self) -> None:
+        """Give pictures in memory to TensorFlow: read four times as fast, and freed with the last dataset of them.
+
+        What a `numpy_function` refers to is never freed, so that is only for a file or for paths.
+        """
+        import tensorflow as tf
+
+        if isinstance(self._array, np.ndarray):
+            with tf.device("CPU:0"):  # an accelerator's memory is for the network
+                self._array = tf.convert_to_tensor(self._array)
+            self._read = None  # the array is not wanted twice
+
+
+class PictureBatches:
+    """Pictures of one split in order, as numpy batches (images as stored, labels): what one pass wants."""
+
+    def __init__(self, pixels: Pixels, numbers: np.ndarray, labels: np.ndarray, batch_size: int):
+        """Take the numbers of the pictures and a label for each."""
+        self._pixels, self._numbers, self._labels, self._size = pixels, numbers, labels, batch_size
+
+    def __len__(self) -> int:
+        """Get the number of batches."""
+        return -(-len(self._numbers) // self._size)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Go through the batches; as often as wanted."""
+        for start in range(0, len(self._numbers), self._size):
+            rows = slice(start, start + self._size)
+            yield self._pixels.read(self._numbers[rows]), self._labels[rows]
+
+
+def make_pipeline(
+    pixels: Pixels,
+    numbers: np.ndarray,
+    labels: np.ndarray,
+    *,
+    image_size: int,
+    batch_size: int,
+    shuffle: int | None = None,
+    augment: str | keras.Layer | None = None,
+) -> Any:
+    """Get a tf.data.Dataset of (float32 images (batch, height, width, 3) in [0, 255], labels (batch,)).
+
+    Args:
+        pixels: all pictures.
+        numbers: which of them.
+        labels: one each.
+        image_size: side in pixels.
+        batch_size: pictures a batch.
+        shuffle: the seed of the order and of the augmentation; None is no shuffling.
+        augment: as in `load_folder`; only with `shuffle`.
+    """
+    import tensorflow as tf
+
+    pixels.hold()
+    with tf.device("CPU:0"):
+        pictures = tf.data.Dataset.from_tensor_slices((numbers, labels))
+        if shuffle is not None:
+            # Numbers are shuffled, not pictures: the buffer can hold all of them.
+            pictures = pictures.shuffle(len(numbers), seed=shuffle, reshuffle_each_iteration=True)
+        pictures = pictures.batch(batch_size)
+        change = change_batch(augment)
+        if change is None:
+            return pictures.map(
+                lambda batch, label: (tf.cast(pixels.gather(batch, image_size), tf.float32), label),
+                num_parallel_calls=tf.data.AUTOTUNE,
+            ).prefetch(tf.data.AUTOTUNE)
+        pictures = pictures.map(
+            lambda batch, label: (pixels.gather(batch, image_size), label), num_parallel_calls=tf.data.AUTOTUNE
+        )
+        # A number drawn for each batch of each epoch: batches do not depend on which thread came first, nor on
+        # whether somebody has looked at a few of them before.
+        draws = tf.data.Dataset.random(shuffle, rerandomize_each_iteration=True).batch(2, drop_remainder=True)
+        return (
+            tf.data.Dataset.zip(pictures, draws)
+            .map(
+                lambda pair, draw: (change(pair[0], draw), pair[1]),
+                # Keras layers keep their random state in a variable, which threads would race for.
+                num_parallel_calls=tf.data.AUTOTUNE if augment == "light" else None,
+            )
+            .prefetch(tf.data.AUTOTUNE)
+        )
