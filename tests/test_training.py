@@ -6,7 +6,7 @@ import pytest
 from conftest import make_tiny_backbone
 
 from tlkeras.audit import FreezeError
-from tlkeras.freezing import trainable_layers, unfreeze_top
+from tlkeras.freezing import trainable_layers, unfreeze_stages, unfreeze_top
 from tlkeras.heads import build_classifier, build_head
 from tlkeras.optimizers import SmoothedCrossentropy
 from tlkeras.training import (
@@ -178,6 +178,35 @@ def test_each_stage_takes_steps_as_long_as_its_rate_says_under_adam(data):
     assert step["conv_0/kernel"] == pytest.approx(1e-5, rel=0.01)
 
 
+def test_surgical_fine_tuning_moves_one_stage_and_nothing_above_or_below(data):
+    model = build_classifier(make_lively_backbone(), 3)
+    opened = unfreeze_stages(model, model.transfer.stages[1:2])
+    before = {v.path: np.array(v) for v in model.weights}
+    history = fine_tune(model, data, epochs=1, learning_rate=1e-3, settings=QUIET)
+    moved = {v.path.split("/")[0] for v in model.weights if not np.array_equal(before[v.path], np.array(v))}
+    assert moved == {*opened, "logits"} and "conv_1" in opened and not history.audits["fine-tune"].problem
+    with pytest.raises(ValueError, match="has no stage 'conv_9'; it has "):
+        unfreeze_stages(model, "conv_9")
+
+
+def test_interpolation_ends_between_the_weights_before_and_the_trained_ones(data, tmp_path):
+    found = {}
+    for share in (1.0, 0.5, 0.25):
+        keras.utils.set_random_seed(0)
+        model = build_classifier(make_lively_backbone(), 3)
+        unfreeze_top(model, 1)
+        start = model.get_weights()
+        settings = Settings(verbose=0, interpolate=share, run_folder=tmp_path / str(share))
+        for _ in range(2):  # the second call takes the finished run from its folder
+            model.set_weights(start)
+            fine_tune(model, data, data, epochs=2, learning_rate=1e-3, settings=settings)
+            found.setdefault(share, []).append(model.get_weights())
+    for share in (0.5, 0.25):
+        for run in found[share]:
+            for a, b, c in zip(start, found[1.0][0], run, strict=True):
+                np.testing.assert_allclose(c, a + share * (b - a), atol=1e-6)
+
+
 def test_gradual_unfreezing_opens_one_stage_more_each_phase(data, tmp_path):
     settings = Settings(verbose=0, run_folder=tmp_path)
     model = build_classifier(make_tiny_backbone(), 3)
@@ -294,7 +323,7 @@ def test_class_weights_are_refused_where_there_are_no_classes(data):
     "values",
     [
         {"label_smoothing": 1.0}, {"warmup": -0.1}, {"warmup": 1.1}, {"stage_decay": 0.0},
-        {"head_factor": 0.0}, {"patience": 0}, {"views": -1},
+        {"head_factor": 0.0}, {"interpolate": 0.0}, {"patience": 0}, {"views": -1},
     ],
 )  # fmt: skip
 def test_settings_outside_their_range_are_refused(values):

@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Strategy = Literal["probe", "head", "fine-tune", "auto"]
+Strategy = Literal["probe", "head", "fine-tune", "probe+fine-tune", "auto"]
 ProbeKind = Literal["softmax", "svm", "knn", "centroid"]
 
 

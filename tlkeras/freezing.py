@@ -47,11 +47,7 @@ def unfreeze_top(model: keras.Model, stages: int | float | str = 1, *, batch_nor
     """
     transfer = transfer_of(model)
     names = transfer.stages
-    layers = [
-        name
-        for name in transfer.backbone_layers
-        if model.get_layer(name).weights and (batch_norm or not is_batch_norm(model.get_layer(name)))
-    ]
+    layers = _layers_with_weights(model, batch_norm)
     if isinstance(stages, float):
         if not 0 < stages <= 1:
             raise ValueError(f"A share of layers lies in (0, 1], got {stages}. For a number of stages pass an int.")
@@ -65,6 +61,33 @@ def unfreeze_top(model: keras.Model, stages: int | float | str = 1, *, batch_nor
             )
         depths = stage_depths(transfer)
         chosen = [name for name in layers if depths[name] < count]
+    set_trainable_layers(model, chosen)
+    return tuple(chosen)
+
+
+def unfreeze_stages(model: keras.Model, names: Iterable[str], *, batch_norm: bool = False) -> tuple[str, ...]:
+    """Unfreeze exactly these stages of the backbone, batch norm excepted, wherever they are, and freeze the others.
+
+    Surgical fine-tuning (Lee et al. 2023, https://arxiv.org/abs/2210.11466): where the pictures changed and not what
+    they show (noise, another camera), an early stage may be the one to train; where the classes did, a late one.
+
+    Args:
+        model: From `build_classifier`.
+        names: Of stages, such as `model.transfer.stages[:1]`; a stage is the layers up to the one it is named after.
+        batch_norm: As in `unfreeze_top`.
+
+    Returns:
+        Names of the layers that will now train, head excluded.
+
+    Raises:
+        ValueError: If the model has no such stage.
+    """
+    transfer, names = transfer_of(model), [names] if isinstance(names, str) else list(names)
+    if unknown := [name for name in names if name not in transfer.stages]:
+        raise ValueError(f"{transfer.backbone} has no stage {unknown[0]!r}; it has {', '.join(transfer.stages)}.")
+    wanted = {len(transfer.stages) - 1 - transfer.stages.index(name) for name in names}
+    depths = stage_depths(transfer)
+    chosen = [name for name in _layers_with_weights(model, batch_norm) if depths[name] in wanted]
     set_trainable_layers(model, chosen)
     return tuple(chosen)
 
@@ -126,3 +149,8 @@ def transfer_of(model: keras.Model) -> Transfer:
 def is_batch_norm(layer: keras.Layer) -> bool:
     """Whether a layer is batch norm."""
     return isinstance(layer, keras.layers.BatchNormalization)
+
+
+def _layers_with_weights(model: keras.Model, batch_norm: bool) -> list[str]:
+    layers = map(model.get_layer, transfer_of(model).backbone_layers)
+    return [layer.name for layer in layers if layer.weights and (batch_norm or not is_batch_norm(layer))]

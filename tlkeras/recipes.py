@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import keras
 from tlkeras.advisor import Advice, advise
 from tlkeras.backbones import Backbone, load_backbone
 from tlkeras.features import count_views
-from tlkeras.freezing import unfreeze_top
+from tlkeras.freezing import unfreeze_stages, unfreeze_top
 from tlkeras.heads import build_classifier
 from tlkeras.history import History
 from tlkeras.probes import probe_head
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tlkeras")
 
-STRATEGIES = ("probe", "head", "fine-tune", "auto")
+STRATEGIES = ("probe", "head", "fine-tune", "probe+fine-tune", "auto")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def transfer(
     backbone: str | Backbone = "MobileNetV2",
     *,
     strategy: str = "fine-tune",
-    stages: int | float | str = 2,
+    stages: int | float | str | Sequence[str] = 2,
     seed: int = 0,
     settings: Settings | None = None,
 ) -> Result:
@@ -57,10 +58,11 @@ def transfer(
     Args:
         data: From `load_folder`, `load_arrays` or `load_tfds`.
         backbone: A name for `load_backbone`, or what it returned.
-        strategy: "probe" (features once, softmax regression: seconds), "head" (the head alone, on augmented views) or
-            "fine-tune" (the head, then the top of the backbone at a low learning rate, undone where it does not help)
-            or "auto" (what `advise` says).
-        stages: What fine-tuning unfreezes, as in `unfreeze_top`.
+        strategy: "probe" (features once, softmax regression: seconds), "head" (the head alone, on augmented views),
+            "fine-tune" (the head, then the top of the backbone at a low learning rate, undone where it does not help),
+            "probe+fine-tune" (the same from the probe's weights: LP-FT, Kumar et al. 2022,
+            https://arxiv.org/abs/2202.10054) or "auto" (what `advise` says).
+        stages: What fine-tuning unfreezes, as in `unfreeze_top`; or names of stages, as in `unfreeze_stages`.
         seed: Of the head's first weights, the order of pictures and the augmentation.
         settings: As in `train_head` and `fine_tune`; `data.class_weight` is used where it names none.
 
@@ -83,15 +85,17 @@ def transfer(
         log.info("%s", advice)
         strategy, stages = advice.chosen.strategy, advice.chosen.stages
     model = build_classifier(backbone, data.num_classes, stage=advice and advice.chosen.stage)
-    if strategy == "probe":
+    if strategy.startswith("probe"):
         history = probe_head(model, data, class_weight=settings.class_weight, seed=seed)
-        return Result(model, history, strategy, advice)
+        if strategy == "probe":
+            return Result(model, history, strategy, advice)
     train = data.augmented("light").train
     views = 4 if settings.views is None else settings.views
     settings = dataclasses.replace(settings, views=views)
-    history = train_head(model, train, data.validation, settings=settings)
-    if strategy == "fine-tune":
-        unfreeze_top(model, stages)
+    if strategy in ("head", "fine-tune"):
+        history = train_head(model, train, data.validation, settings=settings)
+    if strategy.endswith("fine-tune"):
+        (unfreeze_top if isinstance(stages, int | float | str) else unfreeze_stages)(model, stages)
         # An epoch over four stored views is four epochs over the pictures, where there is room for them.
         epochs = 3 if count_views(model, len(data.labels["train"]), views) else 8
         history += fine_tune(model, train, data.validation, epochs=epochs, learning_rate=3e-4, settings=settings)

@@ -48,6 +48,9 @@ class Settings:
         warmup: Share of the steps over which the learning rate rises from 0, in [0, 1]; a cosine to 0 follows.
         head_factor: The head's learning rate in `fine_tune`, as a multiple of the backbone's top stage.
         stage_decay: Factor in (0, 1] on the learning rate for each stage further down; 1.0 treats all alike.
+        interpolate: How far `fine_tune` goes from the weights before it to the trained ones, in (0, 1]. 0.5 is half
+            way (WiSE-FT, Wortsman et al. 2022, https://arxiv.org/abs/2109.01903): steadier where pictures differ from
+            those trained on.
         views: Passes over the training data whose features at the cut between frozen and trained layers are stored, so
             that only what is above the cut is computed again; the first pass is without the model's augmentation. An
             epoch then goes over all views. 0 trains on pictures. None is 4 in `train_head` if the model augments, else
@@ -62,13 +65,15 @@ class Settings:
     warmup: float = 0.1
     head_factor: float = 10.0
     stage_decay: float = 1.0
+    interpolate: float = 1.0
     views: int | None = None
     run_folder: str | Path | None = None
     verbose: int = 1
 
     def __post_init__(self):
         """Refuse values outside their range."""
-        for name, low, high in [("label_smoothing", 0, 0.999), ("warmup", 0, 1), ("stage_decay", 1e-6, 1)]:
+        for name, low, high in [("label_smoothing", 0, 0.999), ("warmup", 0, 1), ("stage_decay", 1e-6, 1),
+                                ("interpolate", 1e-6, 1)]:  # fmt: skip
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} lies in [{low}, {high}], got {getattr(self, name)}.")
         if self.head_factor <= 0:
@@ -213,6 +218,7 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
         raise ValueError(f"class_weight is for classes; this model's task is {model.transfer.task!r}.")
     call = {"epochs": epochs, "learning_rate": learning_rate}
     checkpoint = Checkpoint(model, phase, call, patience=settings.patience, folder=settings.run_folder)
+    before = [keras.ops.copy(weight) for weight in model.trainable_variables] if settings.interpolate < 1 else []
     checkpoint.load()
     if phase != "head" and not trainable_layers(model):
         raise ValueError("The backbone is frozen as a whole: call unfreeze_top(model, stages=1) before fine_tune.")
@@ -257,6 +263,9 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
         # Also after Ctrl-C: the best weights so far are worth more than the last.
         lines.close()
         checkpoint.keep_best()
+    if phase.startswith("fine-tune"):
+        for weight, start in zip(model.trainable_variables if before else (), before, strict=True):
+            weight.assign(start + settings.interpolate * (weight - start))
     report = AuditReport.from_dict(checkpoint.audit)
     if report.problem:
         raise FreezeError(report.problem)
