@@ -1,10 +1,12 @@
 import multiprocessing
 import sqlite3
+import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
 
-from tlkeras.store import FeatureStore, picture_key
+from tlkeras.store import FeatureStore, picture_key, write_ahead
 
 
 def vectors(start, stop):
@@ -87,6 +89,19 @@ def test_two_processes_at_once_do_no_harm(tmp_path):
     assert [writer.exitcode for writer in writers] == [0, 0]
     found = FeatureStore(tmp_path).read("a", list(vectors(0, 300)))
     assert len(found) == 300 and all(value[0] == key[0] * 256 + key[1] for key, value in found.items())
+
+
+def test_write_ahead_waits_for_a_process_that_reads(tmp_path):
+    other = sqlite3.connect(tmp_path / "file", isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE t (a)")
+    other.execute("BEGIN")
+    other.execute("SELECT * FROM t").fetchall()  # from here on the file is locked to a change of its mode
+    with closing(sqlite3.connect(tmp_path / "file", timeout=0, isolation_level=None)) as database:
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            write_ahead(database, patience=0.1)
+        threading.Timer(0.3, other.close).start()
+        write_ahead(database)
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_a_picture_is_known_by_its_pixels_shape_and_type():

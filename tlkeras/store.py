@@ -55,7 +55,7 @@ class FeatureStore:
 
     def _prepare(self) -> None:
         with self._connect() as database:
-            database.execute("PRAGMA journal_mode=WAL")
+            write_ahead(database)
             database.execute(
                 "CREATE TABLE IF NOT EXISTS features (network TEXT, picture BLOB, value BLOB, checksum INTEGER, "
                 "PRIMARY KEY (network, picture)) WITHOUT ROWID"
@@ -135,3 +135,16 @@ def picture_key(image: np.ndarray) -> bytes:
     """Get 16 bytes that name a picture (height, width, channels) by its pixels."""
     image = np.ascontiguousarray(image)
     return hashlib.blake2b(image, digest_size=16, person=str(image.dtype).encode()[:16]).digest()
+
+
+def write_ahead(database: sqlite3.Connection, patience: float = 60.0) -> None:
+    """Switch to write-ahead logging. SQLite does not wait for another process that opens the file at that moment."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.02)
