@@ -4,9 +4,9 @@ import pytest
 from conftest import make_tiny_backbone
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold
+from sklearn.svm import LinearSVC
 from test_features import Pictures
 
 from tlkeras.features import compute_features
@@ -42,21 +42,42 @@ def test_the_whole_model_gives_the_probes_probabilities(colour_pictures, task, n
     np.testing.assert_allclose(to_probabilities(model.predict(images, verbose=0), task), expected, atol=1e-4)
 
 
+def scaled(features, like):
+    """Each channel divided by the geometric mean of its own deviation and that of all."""
+    deviation = like.std(axis=0)
+    scale = np.sqrt(deviation * np.sqrt(np.mean(deviation**2)))
+    return (features - like.mean(axis=0)) / np.where(scale > 0, scale, 1)
+
+
 def test_the_penalty_is_the_one_with_the_best_cross_validated_log_loss(digits):
     features, labels = digits
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    scores = [
-        cross_val_score(
-            make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=500, tol=1e-3)),
-            *digits,
-            cv=folds,
-            scoring="neg_log_loss",
-        ).mean()
-        for c in PENALTIES
-    ]
-    assert fit_probe(features, labels).C == PENALTIES[int(np.argmax(scores))]
+    losses = np.zeros(len(PENALTIES))
+    for learn, judge in StratifiedKFold(5, shuffle=True, random_state=0).split(features, labels):
+        known, unknown = (scaled(features[rows], features[learn]) for rows in (learn, judge))
+        for place, c in enumerate(PENALTIES):
+            plain = LogisticRegression(C=c, max_iter=2000, tol=1e-6).fit(known, labels[learn])
+            losses[place] += log_loss(labels[judge], plain.predict_proba(unknown)) * len(judge)
+    assert fit_probe(features, labels).C == PENALTIES[int(np.argmin(losses))]
     noise = np.random.default_rng(0).normal(size=(300, 40))
     assert fit_probe(noise, labels).C <= 0.01  # nothing to learn: a strong penalty
+
+
+@pytest.mark.parametrize("kind", ["softmax", "svm"])
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_the_fit_in_the_span_of_few_pictures_is_the_fit_in_all_channels(kind, num_classes):
+    rng = np.random.default_rng(0)
+    labels = np.arange(36) % num_classes
+    features = (rng.normal(size=(36, 200)) + labels[:, None]) * rng.uniform(0.1, 3, 200) + 5
+    probe = fit_probe(features, labels, kind=kind)
+    if kind == "softmax":
+        plain = LogisticRegression(C=probe.C, max_iter=5000, tol=1e-8)
+    else:
+        plain = LinearSVC(C=probe.C, max_iter=100000, tol=1e-8)
+    plain.fit(scaled(features, features), labels)
+    new = rng.normal(size=(20, 200)) * 3 + 5
+    found, expected = probe.decision_function(new), plain.decision_function(scaled(new, features))
+    assert np.ptp(expected) > 0
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.ptp(expected))
 
 
 def test_the_scale_of_the_features_changes_no_prediction(digits):

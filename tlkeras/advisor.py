@@ -126,7 +126,7 @@ def advise(data: Data, backbone: str | Backbone = "MobileNetV2", *, budget: floa
     ]  # fmt: skip
     stage = table.best if far else last
     options = _options(backbone, stage, int(counts.sum()), rate)
-    wanted = ("fine-tune", 4 if far else 2) if much else ("probe", 0) if far else ("head", 0)
+    wanted = ("fine-tune", 4 if far else 2) if much else ("probe", 0)
     chosen = min(
         (option for option in options if option.strategy == wanted[0]),
         key=lambda option: abs(option.stages - wanted[1]),

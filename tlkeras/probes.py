@@ -14,7 +14,7 @@ from tlkeras.freezing import transfer_of
 from tlkeras.history import History
 from tlkeras.predictions import Predictions, predict
 
-PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0)  # scikit-learn's C, the inverse of the L2 penalty
+PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # scikit-learn's C, the inverse of the L2 penalty
 NEIGHBOURS = (1, 3, 5, 9, 15)
 KINDS = ("softmax", "svm", "knn", "centroid")
 
@@ -24,8 +24,8 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, kind: str = "softmax"
 
     "softmax" is softmax regression, the usual linear probe; "svm" a linear support vector machine, as the notes on CNN
     codes have it; "knn" the nearest neighbours by cosine and "centroid" the nearest class mean, which learn
-    nothing and so show how the classes lie. The penalty acts on standardised features, since networks differ
-    in scale by orders of magnitude; the weights of the two linear ones are given back for the features as they are.
+    nothing and so show how the classes lie. The penalty acts on scaled features, since networks differ in scale by
+    orders of magnitude; the weights of the two linear ones are given back for the features as they are.
 
     Args:
         features: (pictures, channels), one row a picture: two views of a picture on both sides of a fold would leak.
@@ -42,8 +42,13 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, kind: str = "softmax"
             kind is unknown.
     """
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import Normalizer
     from threadpoolctl import threadpool_limits
 
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}.")
     if features.ndim != 2:
         raise ValueError(f"A probe takes pooled features (pictures, channels), got an array of shape {features.shape}.")
     if labels.shape != features.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:
@@ -51,45 +56,95 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, kind: str = "softmax"
     counts = np.bincount(labels, minlength=2)
     if counts.min() < 2:
         raise ValueError(f"Class {counts.argmin()} has {counts.min()} pictures; cross-validation takes 2 or more.")
-    classifier, grid, scoring = _candidates(kind, class_weight, len(labels))
     folds = StratifiedKFold(min(5, counts.min()), shuffle=True, random_state=seed)
     # Several BLAS threads on matrices this small wait for one another: fifty times slower on a busy machine.
     with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "self.within_class_std_dev_")  # a channel that is always 0 is no news
-        best = GridSearchCV(classifier, grid, cv=folds, scoring=scoring).fit(features, labels).best_estimator_
-    if kind not in ("softmax", "svm"):
-        return best
-    scaler, probe = best
-    probe.coef_ = probe.coef_ / scaler.scale_
-    probe.intercept_ = probe.intercept_ - probe.coef_ @ scaler.mean_
-    return probe
+        if kind in ("softmax", "svm"):
+            return _fit_linear(kind, features, labels, folds, class_weight)
+        if kind == "centroid":
+            return _fit_means(features, labels)
+        grid = {"kneighborsclassifier__n_neighbors": [k for k in NEIGHBOURS if k <= len(labels) // 2]}
+        neighbours = make_pipeline(Normalizer(), KNeighborsClassifier())
+        return GridSearchCV(neighbours, grid, cv=folds, scoring="accuracy").fit(features, labels).best_estimator_
 
 
-def _candidates(kind: str, class_weight, num_pictures: int) -> tuple[object, dict, str]:
-    """A classifier, the values of its setting to try, and what chooses among them."""
+def _fit_linear(kind: str, features: np.ndarray, labels: np.ndarray, folds, class_weight):
+    """A linear classifier with the penalty that is best in cross-validation; its weights are for the features given."""
+    from sklearn.base import clone
     from sklearn.linear_model import LogisticRegression
-    from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import Normalizer, StandardScaler
+    from sklearn.metrics import get_scorer
     from sklearn.svm import LinearSVC
 
     if kind == "softmax":
-        softmax = LogisticRegression(max_iter=500, tol=1e-3, class_weight=class_weight)
-        return make_pipeline(StandardScaler(), softmax), {"logisticregression__C": PENALTIES}, "neg_log_loss"
-    if kind == "svm":
-        machine = LinearSVC(max_iter=5000, tol=1e-3, class_weight=class_weight, random_state=0)
-        penalties = [penalty / 100 for penalty in PENALTIES]  # a hinge adds up over the pictures on the wrong side
-        return make_pipeline(StandardScaler(), machine), {"linearsvc__C": penalties}, "accuracy"
-    if kind == "knn":
-        neighbours = [k for k in NEIGHBOURS if k <= num_pictures // 2]
-        return (
-            make_pipeline(Normalizer(), KNeighborsClassifier()),
-            {"kneighborsclassifier__n_neighbors": neighbours},
-            "accuracy",
-        )
-    if kind == "centroid":
-        return make_pipeline(StandardScaler(), NearestCentroid()), {}, "accuracy"
-    raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}.")
+        probe, score, penalties = LogisticRegression(max_iter=500, warm_start=True), "neg_log_loss", PENALTIES
+    else:  # a hinge adds up over the pictures on the wrong side
+        probe, score, penalties = LinearSVC(max_iter=5000, random_state=0), "accuracy", np.divide(PENALTIES, 100)
+    probe.set_params(class_weight=class_weight)
+    totals = np.zeros(len(penalties))
+    for learn, judge in folds.split(features, labels):
+        space = _RowSpace(features[learn])
+        known, unknown = space.enter(features[learn]), space.enter(features[judge])
+        fold = clone(probe).set_params(tol=1e-3)  # enough to choose by
+        for place, penalty in enumerate(penalties):
+            fold.set_params(C=penalty).fit(known, labels[learn])
+            totals[place] += len(judge) * get_scorer(score)(fold, unknown, labels[judge])
+    space = _RowSpace(features)
+    probe.set_params(C=penalties[totals.argmax()]).fit(space.enter(features), labels)
+    space.leave(probe)
+    return probe
+
+
+def _scale_of(features: np.ndarray) -> np.ndarray:
+    """What each channel is divided by: the geometric mean of its own standard deviation and that of all channels.
+
+    Networks differ in scale, so some scaling there must be. Full standardising divides by deviations that few pictures
+    hardly show, which costs up to 11 points at 3 pictures a class (`benchmarks/scaling.py`).
+    """
+    deviation = features.std(axis=0, dtype="float64")
+    scale = np.sqrt(deviation * np.sqrt(np.mean(deviation**2)))
+    return np.where(scale > 0, scale, 1.0)
+
+
+class _RowSpace:
+    """Scaled features as coordinates in the span of the training pictures.
+
+    The weights of a linear classifier with an L2 penalty lie in that span, so a fit of 100 pictures has at most 100
+    unknowns a class, not 1280, and the same solution.
+    """
+
+    def __init__(self, features: np.ndarray):
+        self.mean, self.scale = features.mean(axis=0, dtype="float64"), _scale_of(features)
+        self.basis = None
+        rows = (features - self.mean) / self.scale
+        if len(rows) < rows.shape[1]:
+            values, vectors = np.linalg.eigh(rows @ rows.T)
+            kept = values > values[-1] * 1e-10
+            kept[-1] = True
+            self.basis = rows.T @ (vectors[:, kept] / np.sqrt(np.maximum(values[kept], np.finfo(float).tiny)))
+
+    def enter(self, features: np.ndarray) -> np.ndarray:
+        """Coordinates of these pictures, float64."""
+        rows = (features - self.mean) / self.scale
+        return rows if self.basis is None else rows @ self.basis
+
+    def leave(self, probe) -> None:
+        """Turn the weights of a classifier that was fitted inside into weights for the features as they are."""
+        inside = probe.coef_ if self.basis is None else probe.coef_ @ self.basis.T
+        probe.coef_ = inside / self.scale
+        probe.intercept_ = probe.intercept_ - probe.coef_ @ self.mean
+        probe.n_features_in_ = len(self.mean)
+
+
+def _fit_means(features: np.ndarray, labels: np.ndarray):
+    """The nearest class mean, on channels scaled as for the linear classifiers."""
+    from sklearn.neighbors import NearestCentroid
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(features)
+    scaler.scale_ = _scale_of(features)
+    return make_pipeline(scaler, NearestCentroid().fit(scaler.transform(features), labels))
 
 
 def set_head(model: keras.Model, probe) -> None:
