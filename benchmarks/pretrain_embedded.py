@@ -2,13 +2,16 @@
 
     python benchmarks/pretrain_embedded.py --tiny-imagenet DIR --run A
     python benchmarks/pretrain_embedded.py --tiny-imagenet DIR --run B --start A --steps 2500 --peak 1e-3 --fractals 12
-    python benchmarks/pretrain_embedded.py --tiny-imagenet DIR --run C --start embedded.npz --size 96 --steps 4000
-    python benchmarks/pretrain_embedded.py --run C --export tlkeras/weights/embedded.npz
+    python benchmarks/pretrain_embedded.py --tiny-imagenet DIR --run C --start b.npz --size 96 --steps 4000 \
+        --peak 1.5e-3
+    python benchmarks/pretrain_embedded.py --tiny-imagenet DIR --run D --start c.npz --size 96 --steps 4000 \
+        --peak 1.5e-3 --fractals 4
+    python benchmarks/pretrain_embedded.py --run D --export tlkeras/weights/embedded.npz
 
 Tiny ImageNet (Stanford CS231n, 200 classes at 64 px, http://cs231n.stanford.edu/tiny-imagenet-200.zip) may be
 an unpacked `wnid/**/*.JPEG` tree or a folder of zips. One softmax tells 200 photographed classes and 400
 fractal systems apart; every batch of 128 holds 96 photographs and 32 fractals, and in later
-runs, for batch-norm statistics nearer to photographs, 116 and 12. `--size` is the side at which
+runs, for batch-norm statistics nearer to photographs, 116 and 12, then 124 and 4. `--size` is the side at which
 the network sees them. Started from a run, training goes on with its weights; started from an
 exported file, which has no head, a new head is trained first. Start it again and it goes on
 from the last 250 steps. At 64 px 7,500 steps take about 30 minutes alone on two cores.
