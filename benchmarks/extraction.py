@@ -31,14 +31,14 @@ OURS = (
     COMMON
     + """
 import tlkeras as tl
-tl.load_folder, tl.extract_features, tl.fit_probe, tl.load_backbone
+tl.load_folder, tl.Split, tl.extract_features, tl.fit_probe, tl.load_backbone
 stages, engine, cache = sys.argv[2], sys.argv[3], sys.argv[4] == "cache"
 started = time.perf_counter()
-data = tl.load_folder(folder, image_size=224)
+data = tl.load_folder(folder, image_size=224, split=tl.Split(near_duplicates=False))  # nor does the peer look for them
 backbone = tl.load_backbone("MobileNetV2", weights="imagenet", alpha=0.35, image_size=224)
 looked = time.perf_counter()
-train = tl.extract_features(backbone, data.ordered("train"), stages=stages, engine=engine, cache=cache)
-held_out = tl.extract_features(backbone, data.ordered("validation"), stages=stages, engine=engine, cache=cache)
+train = tl.extract_features(backbone, data.pictures("train"), stages=stages, engine=engine, cache=cache)
+held_out = tl.extract_features(backbone, data.pictures("validation"), stages=stages, engine=engine, cache=cache)
 extracted = time.perf_counter() - looked
 if sys.argv[5] == "probe":
     accuracy = tl.fit_probe(train.last, train.labels).score(held_out.last, held_out.labels)
