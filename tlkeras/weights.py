@@ -25,7 +25,7 @@ from tlkeras.catalogue import Entry, find_entry
 logger = logging.getLogger("tlkeras")
 
 EMBEDDED_NAME, EMBEDDED_ALPHA = "MobileNetV2", 0.35
-EMBEDDED_FILE = Path(__file__).parent / "weights" / "embedded.npz"
+EMBEDDED_FILE = Path(__file__).parent / "embedded.npz"
 _PROBE_SECONDS = 5  # a name server that never answers ignores socket timeouts, so the probe has its own clock
 _STALL_SECONDS = 30  # a download that says nothing for so long has failed
 
