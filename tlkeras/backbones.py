@@ -127,6 +127,44 @@ def load_backbone(
     )
 
 
+def small_backbone(image_size: int = 32, *, width: int = 32, num_stages: int = 4) -> Backbone:
+    """A plain convolutional net with random weights, small enough to be pretrained within a minute on a CPU.
+
+    Use it to try a way of pretraining; for anything else the nets of `load_backbone` are better. Each stage halves the
+    side by one 3 x 3 convolution with batch norm and a ReLU, and has twice the channels of the one before.
+
+    Args:
+        image_size: height and width in pixels.
+        width: channels of the first stage.
+        num_stages: how many.
+
+    Returns:
+        A backbone named "SmallCNN".
+
+    Raises:
+        ValueError: the stages would leave less than one pixel, or a number is below 1.
+
+    Example:
+    >>> small_backbone(32).model.output_shape
+    (None, 2, 2, 256)
+    """
+    if width < 1 or num_stages < 1 or image_size < 2**num_stages:
+        raise ValueError(
+            f"{num_stages} stages halve the side as often: take image_size of {2 ** max(num_stages, 1)} or more and a "
+            f"width above 0; received image_size={image_size}, width={width}."
+        )
+    layers = keras.layers
+    image = keras.Input((image_size, image_size, 3), name="image")
+    x = layers.Identity(name="augmentation")(image)  # the place that `build_classifier` fills
+    x = layers.Rescaling(*RESCALING["tf"], name="preprocess_rescaling")(x)
+    stages = tuple(f"stage_{k}" for k in range(1, num_stages + 1))
+    for k, stage in enumerate(stages):
+        x = layers.Conv2D(width * 2**k, 3, strides=2, padding="same", use_bias=False, name=f"{stage}_conv")(x)
+        x = layers.BatchNormalization(momentum=0.9, name=f"{stage}_norm")(x)
+        x = layers.ReLU(name=stage)(x)
+    return Backbone("SmallCNN", keras.Model(image, x, name="smallcnn"), "random", image_size, stages, x.shape[-1])
+
+
 def stage_model(backbone: Backbone, stages: str | Sequence[str] = "all") -> keras.Model:
     """A model with one feature map per stage as output, in the order asked for.
 

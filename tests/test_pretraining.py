@@ -1,0 +1,139 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import tlkeras as tl
+from tlkeras.pretraining import Pretraining, pretrain, split_in_half
+
+SHORT = dict(steps=6, batch_size=16, checks=3, verbose=0)
+
+
+@pytest.fixture(scope="module")
+def fractals():
+    return tl.make_fractals(8, 20, image_size=32, family=2)
+
+
+def small(seed=0):
+    keras.utils.set_random_seed(seed)
+    return tl.small_backbone(32, width=8, num_stages=3)
+
+
+def test_sounds_teach_what_things_are_made_of_without_a_label():
+    things, others = tl.make_struck_objects(600, image_size=32), tl.make_struck_objects(300, image_size=32, seed=1)
+    gains = []
+    for seed in range(3):
+        keras.utils.set_random_seed(seed)
+        settings = Pretraining(steps=80, batch_size=64, checks=1, seed=seed, verbose=0)
+        done = pretrain(
+            tl.small_backbone(32, width=8),
+            things.images,
+            tl.Sound(sounds=things.sounds),
+            judge=(others.images, others.materials),
+            settings=settings,
+        )
+        gains.append(done.rows[-1]["accuracy"] - done.rows[0]["accuracy"])
+    assert np.mean(gains) > 0.1, gains
+
+
+def test_every_check_says_what_the_features_are_worth(fractals):
+    done = pretrain(small(), fractals[0], tl.Rotation(), judge=fractals, settings=Pretraining(**SHORT))
+    assert [row["step"] for row in done.rows] == [0, 2, 4, 6]
+    assert all(0 <= row["accuracy"] <= 1 and row["rank"] > 1 for row in done.rows)
+    assert done.backbone.weights == "pretrained by Rotation"
+
+
+def test_training_changes_the_backbone_that_was_given_and_it_becomes_a_classifier(fractals):
+    backbone = small()
+    before = backbone.model.get_weights()
+    done = pretrain(backbone, fractals[0], tl.SimCLR(width=16), settings=Pretraining(**SHORT))
+    assert done.backbone.model is backbone.model
+    assert any(not np.array_equal(a, b) for a, b in zip(before, backbone.model.get_weights(), strict=True))
+    model = tl.build_classifier(done.backbone, 8)
+    assert model.predict(fractals[0][:4], verbose=0).shape == (4, 8)
+
+
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(fractals, tmp_path):
+    def run(folder, stop_after=None):
+        backbone = small()
+        settings = Pretraining(**SHORT, folder=folder)
+        if stop_after:
+            import tlkeras.pretraining as room
+
+            save = room._Watch._save
+
+            def save_and_die(self, step):
+                save(self, step)
+                if step == stop_after:
+                    raise KeyboardInterrupt
+
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(room._Watch, "_save", save_and_die)
+                pretrain(backbone, fractals[0], tl.SimCLR(width=16), judge=fractals, settings=settings)
+            backbone = small(seed=1)  # another process begins with other weights
+        return pretrain(backbone, fractals[0], tl.SimCLR(width=16), judge=fractals, settings=settings)
+
+    whole, resumed = run(tmp_path / "whole"), run(tmp_path / "killed", stop_after=4)
+    for a, b in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert [row["step"] for row in resumed.rows] == [0, 2, 4, 6]
+    assert resumed.rows[-1]["loss"] == pytest.approx(whole.rows[-1]["loss"], rel=1e-4)
+
+
+def test_a_finished_run_is_not_trained_again_and_another_is_refused(fractals, tmp_path):
+    settings = Pretraining(**SHORT, folder=tmp_path)
+    first = pretrain(small(), fractals[0], tl.Autoencoder(), settings=settings)
+    again = pretrain(small(seed=5), fractals[0], tl.Autoencoder(), settings=settings)
+    for a, b in zip(first.model.get_weights(), again.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [path.name for path in tmp_path.glob("*.weights.h5")] == ["6.weights.h5"]
+    assert json.loads((tmp_path / "run.json").read_text())["rows"][-1]["step"] == 6
+    with pytest.raises(ValueError, match="noise = 0.0, now it is 9.0"):
+        pretrain(small(), fractals[0], tl.Autoencoder(noise=9.0), settings=settings)
+    with pytest.raises(ValueError, match="task = 'Autoencoder'"):
+        pretrain(small(), fractals[0], tl.Rotation(), settings=settings)
+
+
+def test_a_collapse_is_seen_and_said(fractals, caplog):
+    settings = Pretraining(steps=100, batch_size=32, learning_rate=1e-2, checks=1, verbose=0)
+    task = tl.VICReg(width=16, variance=0.0, covariance=0.0)  # nothing left but to agree
+    done = pretrain(small(), fractals[0], task, settings=settings)
+    healthy = pretrain(small(), fractals[0], tl.VICReg(width=16), settings=settings)
+    assert done.rows[-1]["embedding_spread"] < 0.1 < 0.3 < healthy.rows[-1]["embedding_spread"]
+    assert done.collapsed and not healthy.collapsed
+    assert "collapsed" in caplog.text
+
+
+def test_division_is_by_halves_of_each_class_and_shares_nothing():
+    images = np.arange(40)[:, None, None, None] * np.ones((1, 2, 2, 3))
+    (learn, labels), (judge, truth) = split_in_half(images, np.arange(40) % 4, 0)
+    assert np.bincount(labels).tolist() == np.bincount(truth).tolist() == [5, 5, 5, 5]
+    assert not {*learn[:, 0, 0, 0]} & {*judge[:, 0, 0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((40, 24, 24, 3)), "takes pictures"),
+        (np.random.default_rng(0).random((40, 32, 32, 3)), "must be raw"),
+        (np.full((8, 32, 32, 3), 99), "less than a batch"),
+    ],
+)
+def test_pictures_that_cannot_be_right_are_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        pretrain(small(), images, tl.Rotation(), settings=Pretraining(**SHORT))
+
+
+def test_a_frozen_backbone_is_refused(fractals):
+    backbone = small()
+    tl.build_classifier(backbone, 3)
+    backbone.model.trainable = False
+    with pytest.raises(ValueError, match="frozen"):
+        pretrain(backbone, fractals[0], tl.Rotation(), settings=Pretraining(**SHORT))
+
+
+@pytest.mark.parametrize("wrong", [dict(steps=0), dict(steps=10, checks=3), dict(batch_size=1), dict(learning_rate=0)])
+def test_settings_outside_their_range_are_refused(wrong):
+    with pytest.raises(ValueError):
+        Pretraining(**wrong)

@@ -1,0 +1,290 @@
+"""Pretraining: make a backbone useful by a task that needs no labels, and see it become so."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tlkeras.backbones import Backbone
+from tlkeras.embeddings import effective_rank, spread
+from tlkeras.optimizers import warmup_cosine
+from tlkeras.pretexts import Pretext
+from tlkeras.probes import fit_probe
+from tlkeras.progress import EpochLines
+
+log = logging.getLogger("tlkeras")
+
+NUM_LOOKED_AT = 400  # pictures on which collapse is looked for
+COLLAPSED = 0.1  # spread below which features say the same of every picture
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How a backbone is pretrained, apart from the task.
+
+    Attributes:
+        steps: Batches in all.
+        batch_size: Pictures taken from the set for one; a contrastive task sees each twice.
+        learning_rate: Peak, for AdamW with a warm-up of a tenth and a cosine to 0.
+        weight_decay: Of AdamW; scales, shifts and biases are left out.
+        checks: How many times the features are looked at, evenly over the steps, besides before the first.
+        seed: Of the order, the views and the probe's division of `judge`; the weights that it starts from are given.
+        folder: Where every check saves the run, so that the same call goes on after a kill; None saves nothing.
+        verbose: 0 is silent, 1 shows a bar over the checks, 2 prints a line a check.
+    """
+
+    steps: int = 1000
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    checks: int = 5
+    seed: int = 0
+    folder: str | Path | None = None
+    verbose: int = 1
+
+    def __post_init__(self):
+        """Refuse what cannot be run."""
+        for name in ("steps", "checks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2, got {self.batch_size}.")
+        if self.steps % self.checks:
+            raise ValueError(f"steps={self.steps} cannot be divided into {self.checks} checks: change one of them.")
+        if not self.learning_rate > 0 or self.weight_decay < 0:
+            raise ValueError("learning_rate must be positive and weight_decay 0 or more.")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What pretraining made.
+
+    Attributes:
+        backbone: The backbone that was given, with other weights; `weights` says by which task.
+        model: Backbone and the task's head: reconstructions, colours, projections.
+        task: As it was prepared.
+        rows: A dictionary a check, the state before the first step included: step, loss (mean since the check before),
+            spread and rank of the features, spread of the embeddings where the task makes some, accuracy of a probe on
+            `judge`, seconds.
+    """
+
+    backbone: Backbone
+    model: keras.Model = field(repr=False)
+    task: Pretext
+    rows: list[dict]
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether features or embeddings say the same of all pictures: their spread is below 0.1."""
+        last = self.rows[-1]
+        return min(last["spread"], last.get("embedding_spread", 1.0)) < COLLAPSED
+
+
+def pretrain(
+    backbone: Backbone,
+    images: np.ndarray,
+    task: Pretext,
+    *,
+    judge: tuple[np.ndarray, np.ndarray] | None = None,
+    settings: Pretraining | None = None,
+) -> Pretrained:
+    """Train a backbone on pictures without labels, by a task that finds its answers in them.
+
+    The loss of such a task says little of what the features are worth, so labelled pictures, `judge`, may be given:
+    half of each class teaches a linear probe at every check, the other half judges it. They are not trained on.
+
+    Args:
+        backbone: From `load_backbone`, with random weights or any others; all of it is trained, in place.
+        images: (pictures, height, width, 3) in [0, 255], of the backbone's size.
+        task: From `pretexts`, such as `SimCLR()`.
+        judge: Labelled pictures of the same size and their labels, at least four of each class.
+        settings: Everything else.
+
+    Returns:
+        The backbone, the model, and how the features became what they are.
+
+    Raises:
+        ValueError: If the pictures do not fit the backbone or are fewer than a batch, if part of the backbone is
+            frozen, or the folder holds another run.
+
+    Example:
+    >>> import tlkeras as tl
+    >>> images, labels = tl.make_fractals(4, 8, image_size=32)
+    >>> backbone = tl.load_backbone(weights=None, alpha=0.35, image_size=32)
+    >>> settings = tl.Pretraining(steps=2, batch_size=8, checks=1, verbose=0)
+    >>> done = tl.pretrain(backbone, images, tl.Rotation(), settings=settings)
+    >>> done.backbone.weights, [row["step"] for row in done.rows]
+    ('pretrained by Rotation', [0, 2])
+    """
+    settings = settings or Pretraining()
+    images = _checked(backbone, images, settings)
+    judge = judge and split_in_half(*judge, settings.seed)
+    targets = task.prepare(images)
+    model = task.build(backbone)
+    for layer in backbone.model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.9  # Keras's 0.99 and 0.999 lag far behind the weights of a training of minutes
+    schedule = warmup_cosine(settings.learning_rate, settings.steps, 0.1)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay, clipnorm=5.0)
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    model.compile(optimizer, _BatchLoss(task.loss), jit_compile=False)
+    optimizer.build(model.trainable_variables)
+    watch = _Watch(backbone, model, task, settings, images, judge)
+    watch.load()
+    every = settings.steps // settings.checks
+    done = len(watch.rows) - 1
+    lines = EpochLines(type(task).__name__, settings.checks, settings.verbose)
+    try:
+        if done < settings.checks:
+            model.fit(
+                _batches(images, targets, task, settings, first=done * every),
+                steps_per_epoch=every,
+                initial_epoch=done,
+                epochs=settings.checks,
+                callbacks=[watch, lines],
+                shuffle=False,  # the steps have an order
+                verbose=0,
+            )
+    finally:
+        lines.close()
+    named = dataclasses.replace(backbone, weights=f"pretrained by {type(task).__name__}")
+    pretrained = Pretrained(named, model, task, watch.rows)
+    if not np.isfinite(watch.rows[-1]["loss"]):
+        log.warning("the loss became infinite and training stopped. Is the learning rate too high?")
+    elif pretrained.collapsed:
+        log.warning("collapsed: what the network says is the same for all pictures. Do not use these weights.")
+    return pretrained
+
+
+class _BatchLoss(keras.losses.Loss):
+    """A loss of a whole batch: a contrast between pictures is not a mean over them."""
+
+    def __init__(self, function):
+        super().__init__(name="pretext")
+        self.function = function
+
+    def call(self, y_true, y_pred):
+        return self.function(y_true, y_pred)
+
+
+class _Watch(keras.callbacks.Callback):
+    """Looks at the features at each check and saves the run."""
+
+    def __init__(self, backbone, owner, task, settings, images, judge):
+        super().__init__()
+        self.owner, self.task, self.settings, self.judge = owner, task, settings, judge
+        pooled = keras.layers.GlobalAveragePooling2D()(backbone.model.output)
+        self.features = keras.Model(backbone.model.inputs[0], pooled)
+        self.images = images[np.linspace(0, len(images) - 1, min(len(images), NUM_LOOKED_AT)).astype(int)]
+        self.rows: list[dict] = []
+        known = {"task": type(task).__name__, "net": backbone.name, "shape": list(backbone.model.input_shape[1:])}
+        known |= {key: value for key, value in vars(task).items() if isinstance(value, int | float)}
+        ours = dataclasses.asdict(settings)
+        self.identity = known | {key: ours[key] for key in ours if key not in ("folder", "verbose")}
+        self.identity["pictures"] = len(images)
+        self.folder = None if settings.folder is None else Path(settings.folder)
+
+    def load(self) -> None:
+        """Take up a run where it was left, or look at the features before the first step."""
+        if self.folder is None or not (self.folder / "run.json").exists():
+            self.rows.append(self._look({"step": 0, "loss": float("nan")}))
+            return
+        run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        unlike = [key for key, value in self.identity.items() if run["identity"].get(key) != value]
+        if unlike:
+            was, now = run["identity"].get(unlike[0]), self.identity[unlike[0]]
+            raise ValueError(f"{self.folder} holds a run with {unlike[0]} = {was!r}, now it is {now!r}: take another.")
+        self.rows = run["rows"]
+        self.owner.load_weights(self.folder / f"{run['rows'][-1]['step']}.weights.h5")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = time.perf_counter() - self._started
+        every = self.settings.steps // self.settings.checks
+        row = self._look({"step": (epoch + 1) * every, "loss": float(logs["loss"])})
+        self.rows.append({**row, "seconds": seconds})
+        logs |= {key: row[key] for key in ("spread", "accuracy") if key in row}  # for the line that is printed
+        self.model.stop_training = not np.isfinite(row["loss"])
+        if self.folder is not None:
+            self._save(row["step"])
+
+    def _look(self, row: dict) -> dict:
+        features = self.features.predict(self.images, verbose=0)
+        row |= {"spread": spread(features), "rank": effective_rank(features)}
+        of_answers = self.task.spread(self.owner.predict(self.images, verbose=0))
+        if of_answers is not None:
+            row["embedding_spread"] = of_answers
+        if self.judge is not None:
+            (known, labels), (unknown, truth) = self.judge
+            probe = fit_probe(self.features.predict(known, verbose=0), labels)
+            row["accuracy"] = float(np.mean(probe.predict(self.features.predict(unknown, verbose=0)) == truth))
+        return row
+
+    def _save(self, step: int) -> None:
+        """Write weights under a new name, then the record that names them: a kill in between loses one check."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.owner.save_weights(self.folder / f"{step}.weights.h5")
+        partial = self.folder / "run.json.partial"
+        partial.write_text(json.dumps({"identity": self.identity, "rows": self.rows}), encoding="utf-8")
+        os.replace(partial, self.folder / "run.json")
+        for old in self.folder.glob("*.weights.h5"):
+            if old.name != f"{step}.weights.h5":
+                old.unlink()
+
+
+def _checked(backbone: Backbone, images: np.ndarray, settings: Pretraining) -> np.ndarray:
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1:] != backbone.model.input_shape[1:]:
+        wanted = backbone.model.input_shape[1:]
+        raise ValueError(f"The backbone takes pictures (pictures, {', '.join(map(str, wanted))}), got {images.shape}.")
+    if images.min() < 0 or not 1.5 < images.max() <= 255:
+        raise ValueError(f"Pictures must be raw, in [0, 255]; these lie in [{images.min():.3g}, {images.max():.3g}].")
+    if len(images) < settings.batch_size:
+        raise ValueError(f"{len(images)} pictures are less than a batch of {settings.batch_size}.")
+    if frozen := [layer.name for layer in backbone.model.layers if not layer.trainable]:
+        raise ValueError(
+            f"{frozen[0]} and {len(frozen) - 1} more layers are frozen: pretraining takes a fresh backbone."
+        )
+    return images
+
+
+def split_in_half(images: np.ndarray, labels: np.ndarray, seed: int) -> tuple:
+    """Halve labelled pictures, class by class."""
+    from sklearn.model_selection import train_test_split
+
+    images, labels = np.asarray(images), np.asarray(labels)
+    if len(images) != len(labels) or np.bincount(labels)[np.unique(labels)].min() < 4:
+        raise ValueError("judge is (images, labels) with at least four pictures of each class.")
+    learn, test = train_test_split(np.arange(len(labels)), test_size=0.5, stratify=labels, random_state=seed)
+    return (images[learn], labels[learn]), (images[test], labels[test])
+
+
+def _batches(images: np.ndarray, targets: np.ndarray, task: Pretext, settings: Pretraining, *, first: int):
+    """Batches from step `first` on. The step decides everything random, so a run that goes on is the same run."""
+    import tensorflow as tf
+
+    per_pass = len(images) // settings.batch_size
+    with tf.device("CPU:0"):
+        images, targets = tf.constant(images), tf.constant(targets)
+
+        @tf.autograph.experimental.do_not_convert
+        def make(step):
+            seed = tf.stack([tf.constant(settings.seed, tf.int64), step // per_pass])
+            order = tf.random.experimental.stateless_shuffle(tf.range(len(images)), seed)
+            start = tf.cast(step % per_pass, tf.int32) * settings.batch_size
+            rows = order[start : start + settings.batch_size]
+            rows.set_shape((settings.batch_size,))
+            draw = tf.stack([tf.constant(settings.seed + 1, tf.int64), 16 * step])
+            return task.batch(tf.cast(tf.gather(images, rows), tf.float32), tf.gather(targets, rows), draw)
+
+        return tf.data.Dataset.range(first, settings.steps).map(make, num_parallel_calls=2).prefetch(4)
