@@ -77,7 +77,7 @@ def _fit_linear(kind: str, features: np.ndarray, labels: np.ndarray, folds, clas
     from sklearn.svm import LinearSVC
 
     if kind == "softmax":
-        probe, score, penalties = LogisticRegression(max_iter=500, warm_start=True), "neg_log_loss", PENALTIES
+        probe, score, penalties = LogisticRegression(max_iter=500), "neg_log_loss", PENALTIES
     else:  # a hinge adds up over the pictures on the wrong side
         probe, score, penalties = LinearSVC(max_iter=5000, random_state=0), "accuracy", np.divide(PENALTIES, 100)
     probe.set_params(class_weight=class_weight)
@@ -86,6 +86,8 @@ def _fit_linear(kind: str, features: np.ndarray, labels: np.ndarray, folds, clas
         space = _RowSpace(features[learn])
         known, unknown = space.enter(features[learn]), space.enter(features[judge])
         fold = clone(probe).set_params(tol=1e-3)  # enough to choose by
+        if kind == "softmax":
+            fold.set_params(warm_start=True)  # from one penalty to the next
         for place, penalty in enumerate(penalties):
             fold.set_params(C=penalty).fit(known, labels[learn])
             totals[place] += len(judge) * get_scorer(score)(fold, unknown, labels[judge])
