@@ -5,7 +5,8 @@
 Both are softmax regressions on the same pooled last-stage features; the peer is scikit-learn's usual pipeline of
 `StandardScaler` and `LogisticRegression`, its C chosen from the same values by the same folds. Some pictures a class
 are drawn from the training and validation pictures, and all others are judged but those of a learnt patient; ten draws,
-the paired difference with its interval, and the seconds of both fits, the choice of C included (medians; one thread).
+the paired difference with its interval, and the seconds of processor time that both fits took, the choice of C included
+(medians; one thread).
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ def judge(values: np.ndarray, labels: np.ndarray, groups: np.ndarray, amount: in
     rest = ~np.isin(groups, groups[learn])
     accuracies, seconds = [], []
     for fit in (fit_probe, fit_standardised):
-        started = time.perf_counter()
+        started = time.process_time()
         probe = fit(values[learn], labels[learn])
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
         accuracies.append(100 * np.mean(probe.predict(values[rest]) == labels[rest]))
     return accuracies + seconds
 
