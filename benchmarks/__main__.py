@@ -13,4 +13,5 @@ if len(sys.argv) < 2 or sys.argv[1] not in SCRIPTS:
     sys.exit(0 if len(sys.argv) < 2 else 2)
 script = SCRIPTS[sys.argv.pop(1)]
 sys.argv[0] = str(script)
+sys.path.insert(0, str(script.parent))  # as `python benchmarks/CLAIM.py` has it, for what the scripts share
 runpy.run_path(str(script), run_name="__main__")

@@ -13,34 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import numpy as np
+from _sets import BACKBONES, features_together, groups_together
 from scipy.stats import kendalltau
 
 import tlkeras as tl
-
-BACKBONES = {"MobileNetV2": 0.35, "MobileNet": 0.25}
-PATIENT = re.compile(r"(person\d+|(?:NORMAL2-)?IM-\d+)")
-
-
-def read(folder: Path) -> tuple[tl.Data, list[str] | None]:
-    """The folder, and the patient of each training and validation picture where file names tell."""
-    data = tl.load_folder(folder, image_size=224)
-    names = [Path(path).name for split in ("train", "validation") for path in data.paths[split]]
-    patients = [PATIENT.match(name) for name in names]
-    known = sum(match is not None for match in patients) > len(names) / 2
-    return data, [
-        match.group() if match else name for match, name in zip(patients, names, strict=True)
-    ] if known else None
-
-
-def join(parts: list[tl.Features]) -> tl.Features:
-    stages = {name: np.concatenate([part.stages[name] for part in parts]) for name in parts[0].stages}
-    return tl.Features(stages, np.concatenate([part.labels for part in parts]), parts[0].engine, 0)
 
 
 def main() -> None:
@@ -53,13 +33,11 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.resamples = 3 if arguments.quick else arguments.resamples
     for folder in arguments.folders:
-        data, patients = read(folder)
+        data = tl.load_folder(folder, image_size=224)
         for name, alpha in BACKBONES.items():
             backbone = tl.load_backbone(name, weights="imagenet", alpha=alpha, image_size=224)
-            features = join([
-                tl.extract_features(backbone, data.ordered(split), stages="all") for split in ("train", "validation")
-            ])  # fmt: skip
-            table = tl.probe(features, groups=patients, num_resamples=arguments.resamples)
+            features = features_together(data, backbone, stages="all")
+            table = tl.probe(features, groups=groups_together(data), num_resamples=arguments.resamples)
             accuracy = [interval.value for interval in table.intervals.values()]
             scores = {score.__name__: score for score in (tl.h_score, tl.log_me)}
             taus = {

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+from _sets import groups_of
 from sklearn.model_selection import StratifiedGroupKFold
 
 from tlkeras.backbones import load_backbone
@@ -44,11 +44,7 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     scan = scan_folder(folder, image_size=SIZE)
     chosen = [k for k, picture in enumerate(scan.pictures) if picture.split != "test"]
     names = [scan.pictures[k].class_name for k in chosen]
-    paths = [Path(scan.pictures[k].path).name for k in chosen]
-    patients = [re.match(r"person\d+|(?:NORMAL2-)?IM-\d+", name) for name in paths]
-    groups = np.unique(
-        [m.group() if m else name for m, name in zip(patients, paths, strict=True)], return_inverse=True
-    )[1]
+    groups = np.unique(groups_of(scan.pictures[k].path for k in chosen), return_inverse=True)[1]
     share = np.mean([scan.pictures[k].split == "validation" for k in chosen])
     return scan.pixels[chosen], np.unique(names, return_inverse=True)[1], groups, share
 

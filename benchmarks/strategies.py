@@ -4,9 +4,10 @@
 
 For each folder, backbone (MobileNetV2 alpha 0.35, MobileNet alpha 0.25; ImageNet weights in KERAS_HOME, 224 px),
 number of training pictures a class and seed: all pictures but test/ are dealt anew, patients kept together, 40 % to
-train on (of which so many a class are kept), 20 % to choose the epoch by and 40 % to judge by. `--variants` adds
-LP-FT, training of the first stage only, layer-wise decay and WiSE-FT to probe, head and fine-tuning. Regret is the
-accuracy of the best strategy of a cell less that of the one in question, in points. A line a run is added to `--log`,
+train on (of which so many a class are kept), 20 % to choose the epoch by and 40 % to judge by. The
+strategies are a probe of the last stage, fine-tuning, and fine-tuning from the probe (LP-FT); `--variants` adds the
+head alone, training of the first stage only, layer-wise decay, WiSE-FT and four stages. Regret is the accuracy of the
+best strategy of a cell less that of the one in question, in points. A line a run is added to `--log`,
 and what stands there is not run again.
 """
 
@@ -15,21 +16,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import time
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+from _sets import BACKBONES, groups_together, pixels_together
 
 import tlkeras as tl
 
-BACKBONES = {"MobileNetV2": 0.35, "MobileNet": 0.25}
-PATIENT = re.compile(r"person\d+|(?:NORMAL2-)?IM-\d+")
-MAIN = {"probe": {}, "head": {}, "fine-tune": {}}
+MAIN = {"probe": {}, "fine-tune": {}, "probe+fine-tune": {}}
 VARIANTS = {
-    "fine-tune from the probe": {"strategy": "probe+fine-tune"},
+    "head": {"strategy": "head"},
     "fine-tune the first stage": {"strategy": "fine-tune", "stages": "first"},
     "fine-tune with decay 0.3": {"strategy": "fine-tune", "settings": {"stage_decay": 0.3}},
     "fine-tune half way": {"strategy": "fine-tune", "settings": {"interpolate": 0.5}},
@@ -40,12 +40,7 @@ VARIANTS = {
 def read(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Pictures, labels and what belongs together of everything but test/."""
     data = tl.load_folder(folder, image_size=224, split=tl.Split(near_duplicates=False))
-    parts = [split for split in ("train", "validation")]
-    images = np.concatenate([data.pixels.read(data.index[split]) for split in parts])
-    labels = np.concatenate([data.labels[split] for split in parts])
-    names = [Path(path).name for split in parts for path in data.paths[split]]
-    patients = [PATIENT.match(name) for name in names]
-    return images, labels, [match.group() if match else name for match, name in zip(patients, names, strict=True)]
+    return *pixels_together(data), groups_together(data)
 
 
 def deal(pictures, size: int, seed: int) -> tl.Data:
@@ -103,12 +98,12 @@ def main() -> None:
                     continue
                 if key[-1] == "advice":
                     advice = tl.advise(data, backbone, seed=seed)
-                    chosen = {"probe": "probe", "head": "head"}.get(advice.chosen.strategy, "fine-tune")
-                    if advice.chosen.stages == 4 and "fine-tune four stages" in strategies:
-                        chosen = "fine-tune four stages"
-                    accuracy, seconds = known[(*key[:-1], chosen)]["accuracy"], advice.seconds
-                    if chosen == "probe" and advice.chosen.stage != backbone.stages[-1]:
+                    chosen, seconds = advice.chosen.strategy, advice.seconds
+                    if advice.cell.endswith("near"):  # as it was run above: the last stage, two stages unfrozen
+                        accuracy = known[(*key[:-1], chosen)]["accuracy"]
+                    else:
                         accuracy, _ = run(data, backbone, seed, {"strategy": "auto"})
+                        chosen = f"{chosen}, as for far data"
                 else:
                     chosen, (accuracy, seconds) = key[-1], run(data, backbone, seed, strategies[key[-1]])
                 row = dict(zip(("data", "backbone", "size", "seed", "strategy"), key, strict=True))
@@ -119,34 +114,45 @@ def main() -> None:
 
 
 def report(rows: list[dict], strategies: list[str], as_json: bool) -> None:
-    """Print accuracy by cell, regret over all cells, and the two claims."""
+    """Print accuracy by cell, by set and by number of pictures, regret over all cells, and the claims."""
     runs = {}
     for row in rows:
         runs.setdefault((row["data"], row["backbone"], row["size"]), {}).setdefault(row["strategy"], []).append(row)
     means = {key: {name: 100 * np.mean([row["accuracy"] for row in found]) for name, found in by.items()}
              for key, by in runs.items()}  # fmt: skip
-    regret = {
-        name: np.array([max(by[s] for s in strategies) - by[name] for by in means.values()])
-        for name in (*strategies, "advice")
+    columns = (*strategies, "advice")
+    regret = {name: np.array([max(by[s] for s in strategies) - by[name] for by in means.values()]) for name in columns}
+    ahead = {
+        (one, other): np.array([by[one] - by[other] for by in means.values()])
+        for one, other in (("fine-tune", "probe"), ("probe+fine-tune", "probe"), ("probe+fine-tune", "fine-tune"))
     }
-    ahead = np.array([by["fine-tune"] - by["probe"] for by in means.values()])
-    seconds = max(row["seconds"] for row in rows if row["strategy"] == "advice")
+    advised = [row for row in rows if row["strategy"] == "advice"]
     if not as_json:
-        print(f"{'accuracy (%)':34}" + "".join(f"{name[:24]:>27}" for name in (*strategies, "advice")))
+        print(f"{'accuracy (%)':44}" + "  ".join(f"{name[:24]:>24}" for name in columns))
         for key, by in means.items():
-            print(
-                f"{key[0]}, {key[1]}, {key[2]} a class".ljust(44)
-                + "  ".join(f"{by[n]:6.1f}" for n in (*strategies, "advice"))
-            )
+            print_row(f"{key[0]}, {key[1]}, {key[2]} a class", [by], columns)
+        for name, size in dict.fromkeys((key[0], key[2]) for key in means):
+            found = [by for key, by in means.items() if (key[0], key[2]) == (name, size)]
+            print_row(f"{name}, {size} a class, all networks", found, columns)
+        print_row("mean", list(means.values()), columns)
         print("mean regret (points): " + ", ".join(f"{name} {values.mean():.2f}" for name, values in regret.items()))
-        print(f"fine-tuning less the probe: {ahead.mean():+.2f} points; the longest advice took {seconds:.0f} s")
+        for (one, other), gains in ahead.items():
+            print(f"{one} less {other}: {gains.mean():+.2f} points, ahead in {(gains > 0).sum()} of {len(gains)} cells")
+        choices = Counter((row["size"], row["chosen"]) for row in advised)
+        print("advice: " + "; ".join(f"{size} a class: {name}, {n} times" for (size, name), n in choices.items()))
+        print(f"the longest advice took {max(row['seconds'] for row in advised):.0f} s")
         return
     advice = float(regret["advice"].mean())
     fixed = min(float(regret[name].mean()) for name in strategies)
     print(json.dumps({"claim": "regret of the advice, points", "ours": round(advice, 2), "peer": round(fixed, 2),
                       "ratio": round(fixed / max(advice, 1e-9), 2), "goal": 1.0, "holds": advice <= 1.0}))  # fmt: skip
-    print(json.dumps({"claim": "fine-tuning less the probe, points", "ours": round(float(ahead.mean()), 2), "peer": 0.0,
-                      "ratio": None, "goal": 1.0, "holds": bool(ahead.mean() >= 1.0)}))  # fmt: skip
+    for (one, other), gains in ahead.items():
+        print(json.dumps({"claim": f"{one} less {other}, points", "ours": round(float(gains.mean()), 2), "peer": 0.0,
+                          "ratio": None, "goal": 1.0, "holds": bool(gains.mean() >= 1.0)}))  # fmt: skip
+
+
+def print_row(title: str, cells: list[dict], columns: tuple[str, ...]) -> None:
+    print(title.ljust(44) + "  ".join(f"{np.mean([by[name] for by in cells]):24.1f}" for name in columns))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,17 @@ def backbone():
     return load_backbone(weights="embedded", image_size=64)
 
 
+@pytest.fixture(scope="module")
+def followed(backbone):
+    """Training as the advisor has it from 12 pictures a class."""
+    return transfer(fractals(16), backbone, strategy="auto")
+
+
 @pytest.mark.parametrize(("per_class", "cell", "strategy"), [(16, "little", "probe"), (80, "much", "fine-tune")])
-def test_near_pictures_are_met_by_a_probe_or_by_fine_tuning_as_their_number_allows(backbone, per_class, cell, strategy):
-    advice = advise(fractals(per_class), backbone)
+def test_near_pictures_are_met_by_a_probe_or_by_fine_tuning_as_their_number_allows(
+    backbone, followed, per_class, cell, strategy
+):
+    advice = followed.advice if per_class == 16 else advise(fractals(per_class), backbone)
     assert advice.cell == f"{cell} data, near"
     assert advice.chosen.strategy == strategy and advice.chosen.stage == backbone.stages[-1]
     assert f"{0.75 * per_class:.0f} a class" in str(advice)
@@ -40,11 +48,9 @@ def test_where_an_early_stage_is_surely_better_the_probe_sits_there(backbone):
     assert advice.cell.endswith("far") and advice.chosen.stage != backbone.stages[-1]
 
 
-def test_the_advice_is_followed_and_kept(backbone):
-    data = fractals(16)
-    result = transfer(data, backbone, strategy="auto")
-    assert result.strategy == result.advice.chosen.strategy == "probe"
-    assert result.history.kept == {"probe": 1}
+def test_the_advice_is_followed_and_kept(followed):
+    assert followed.strategy == followed.advice.chosen.strategy == "probe"
+    assert followed.history.kept == {"probe": 1}
 
 
 def test_a_small_budget_looks_at_fewer_pictures(backbone, monkeypatch):

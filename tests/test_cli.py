@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+
+from tlkeras.cli import main
 
 COMMAND = [sys.executable, "-m", "tlkeras"]
 
@@ -23,6 +26,26 @@ def run(*arguments, **environment) -> subprocess.CompletedProcess:
     return subprocess.run(
         [*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False
     )
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """The command line in this process, for what no new process is needed: a start takes seconds."""
+    loggers = [logging.getLogger(name) for name in ("tlkeras", "tensorflow")]
+    before = [(logger.level, logger.propagate, logger.handlers) for logger in loggers]
+
+    def run_main(*arguments, **environment) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", ["tlkeras", *map(str, arguments)])
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return subprocess.CompletedProcess(arguments, ended.value.code, *capsys.readouterr())
+
+    yield run_main
+    for logger, (level, logger.propagate, logger.handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +119,9 @@ def test_predict_names_the_broken_picture_and_still_answers_for_the_others(finis
     assert len(json.loads(done.stdout)) == 1
 
 
-def test_a_finished_run_is_not_overwritten_unless_asked(finished, photos):
+def test_a_finished_run_is_not_overwritten_unless_asked(finished, photos, run_here):
     out, _ = finished
-    done = run("fit", photos, "--out", out)
+    done = run_here("fit", photos, "--out", out)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and "--overwrite" in done.stderr
 
@@ -135,9 +158,9 @@ def test_weights_out_of_reach_end_in_a_line_that_tells_the_next_step(photos, tmp
     assert "embedded" in done.stderr and str(tmp_path / "home") in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_killed_fit_goes_on_with_the_same_command_and_leaves_no_half_run(photos, tmp_path):
+def test_a_killed_fit_goes_on_with_the_same_command_and_leaves_no_half_run(photos, tmp_path, run_here):
     out = tmp_path / "run"
-    arguments = ["fit", photos, "--weights", "embedded", "--image-size", 64, "--out", out]
+    arguments = ["fit", photos, "--weights", "embedded", "--image-size", 64, "--strategy", "head", "--out", out]
     process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     state = tmp_path / "run.partial" / "checkpoints" / "head.npz"
     deadline = time.monotonic() + 120
@@ -146,14 +169,14 @@ def test_a_killed_fit_goes_on_with_the_same_command_and_leaves_no_half_run(photo
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert state.exists() and not out.exists()
-    refused = run(*arguments, "--seed", 7)
+    refused = run_here(*arguments, "--seed", 7)
     assert refused.returncode == 1 and "seed" in refused.stderr
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
     assert (out / "metrics.json").exists() and not state.parent.parent.exists()
 
 
-def test_probe_names_the_stages_with_intervals_and_stores_what_it_computed(photos, tmp_path):
+def test_probe_names_the_stages_with_intervals_and_stores_what_it_computed(photos, tmp_path, run_here):
     options = ("--weights", "embedded", "--image-size", 64)
     first = run("probe", photos, *options, "--json", TLKERAS_CACHE=str(tmp_path))
     assert first.returncode == 0, first.stderr
@@ -161,26 +184,26 @@ def test_probe_names_the_stages_with_intervals_and_stores_what_it_computed(photo
     assert len(found["stages"]) == 7 and found["best"] in [stage["name"] for stage in found["stages"]]
     assert all(s["accuracy"]["low"] <= s["accuracy"]["value"] <= s["accuracy"]["high"] for s in found["stages"])
     assert found["stages"][-1]["accuracy"]["value"] > 0.6
-    again = run("probe", photos, *options, "--kind", "knn", TLKERAS_CACHE=str(tmp_path))
+    again = run_here("probe", photos, *options, "--kind", "knn", TLKERAS_CACHE=str(tmp_path))
     assert again.returncode == 0 and "out_relu" in again.stdout
     assert "0 computed by" in again.stderr
-    shown = run("cache", TLKERAS_CACHE=str(tmp_path))
+    shown = run_here("cache", TLKERAS_CACHE=str(tmp_path))
     assert "48 pictures" in shown.stdout and "mobilenetv2, 64 px" in shown.stdout
-    assert "deleted" in run("cache", "--clear", TLKERAS_CACHE=str(tmp_path)).stdout
-    assert "pictures" not in run("cache", TLKERAS_CACHE=str(tmp_path)).stdout
-    assert "switched off" in run("cache", TLKERAS_CACHE="off").stdout
+    assert "deleted" in run_here("cache", "--clear", TLKERAS_CACHE=str(tmp_path)).stdout
+    assert "pictures" not in run_here("cache", TLKERAS_CACHE=str(tmp_path)).stdout
+    assert "switched off" in run_here("cache", TLKERAS_CACHE="off").stdout
 
 
-def test_advise_gives_a_strategy_and_its_reasons(photos):
-    done = run("advise", photos, "--weights", "embedded", "--image-size", 64, "--json")
+def test_advise_gives_a_strategy_and_its_reasons(photos, run_here):
+    done = run_here("advise", photos, "--weights", "embedded", "--image-size", 64, "--json")
     assert done.returncode == 0, done.stderr
     advice = json.loads(done.stdout)
     assert advice["chosen"] in advice["options"] and len(advice["reasons"]) == 4
     assert advice["cell"].startswith("little data")
 
 
-def test_doctor_says_what_is_in_reach():
-    done = run("doctor")
+def test_doctor_says_what_is_in_reach(run_here):
+    done = run_here("doctor")
     assert done.returncode == 0
     assert "embedded weights" in done.stdout and "MobileNetV2 0.35" in done.stdout
 

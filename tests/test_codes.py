@@ -7,19 +7,24 @@ from tlkeras.codes import LocalResponseNormalization, load_codes
 from tlkeras.features import extract_features
 
 
-def test_alexnet_has_the_papers_layout():
-    backbone = load_codes("AlexNet", weights=None)
-    shapes = {name: backbone.model.get_layer(name).output.shape[1:] for name in (*backbone.stages, "conv1", "conv2")}
+@pytest.fixture(scope="module")
+def alexnet():
+    """One net of 57 million weights for all that only look at it, from another seed than what a test makes itself."""
+    keras.utils.set_random_seed(1)
+    return load_codes("AlexNet", weights=None)
+
+
+def test_alexnet_has_the_papers_layout(alexnet):
+    shapes = {name: alexnet.model.get_layer(name).output.shape[1:] for name in (*alexnet.stages, "conv1", "conv2")}
     assert shapes["conv1"] == (55, 55, 96) and shapes["pool1"] == (27, 27, 96) and shapes["conv2"] == (27, 27, 256)
     assert shapes["pool2"] == (13, 13, 256) and shapes["conv4"] == (13, 13, 384) and shapes["pool5"] == (6, 6, 256)
     # 60,965,224 weights are known for the net of two groups; 4,097,000 of them belong to its thousand classes.
-    assert backbone.model.count_params() == 60_965_224 - 4_097_000
+    assert alexnet.model.count_params() == 60_965_224 - 4_097_000
 
 
-def test_codes_are_4096_numbers_before_and_after_the_relu():
-    backbone = load_codes("AlexNet", weights=None)
+def test_codes_are_4096_numbers_before_and_after_the_relu(alexnet):
     images = np.random.default_rng(0).uniform(0, 255, (3, 227, 227, 3)).astype("float32")
-    codes = extract_features(backbone, Pictures(images, np.zeros(3, int)), stages=("fc1", "fc2", "fc2_relu")).stages
+    codes = extract_features(alexnet, Pictures(images, np.zeros(3, int)), stages=("fc1", "fc2", "fc2_relu")).stages
     assert codes["fc1"].shape == codes["fc2"].shape == (3, 4096)
     assert codes["fc2"].min() < 0 <= codes["fc2_relu"].min()
     np.testing.assert_allclose(codes["fc2_relu"], np.maximum(codes["fc2"], 0), atol=1e-5)
@@ -35,9 +40,8 @@ def test_response_normalisation_equals_the_papers_formula_written_out():
     np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-5)
 
 
-def test_weights_of_a_file_come_back(tmp_path):
-    keras.utils.set_random_seed(1)
-    saved = load_codes("AlexNet", weights=None).model
+def test_weights_of_a_file_come_back(alexnet, tmp_path):
+    saved = alexnet.model
     saved.save_weights(tmp_path / "alex.weights.h5")
     loaded = load_codes("AlexNet", weights=tmp_path / "alex.weights.h5")
     np.testing.assert_array_equal(loaded.model.get_layer("conv1").kernel, saved.get_layer("conv1").kernel)

@@ -13,7 +13,7 @@ from tlkeras.features import compute_features
 from tlkeras.heads import build_classifier, build_head
 from tlkeras.loaders import load_arrays
 from tlkeras.predictions import predict, to_probabilities
-from tlkeras.probes import PENALTIES, fit_probe, probe_head, set_head
+from tlkeras.probes import KINDS, PENALTIES, fit_probe, probe_head, set_head
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,18 @@ def test_the_scale_of_the_features_changes_no_prediction(digits):
     expected = fit_probe(features, labels).predict_proba(features)
     assert np.ptp(expected) > 0.3
     np.testing.assert_allclose(fit_probe(features * 1e-3, labels).predict_proba(features * 1e-3), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_channel_that_is_always_zero_is_no_news(digits, kind):
+    features, labels = digits
+    assert (features == 0).all(axis=0).any()
+    assert fit_probe(features, labels, kind=kind).score(features, labels) > 0.8
+
+
+def test_what_speeds_the_choice_of_the_penalty_up_does_not_stay_with_the_probe(digits):
+    probe = fit_probe(*digits)
+    assert probe.get_params() == LogisticRegression(C=probe.C, max_iter=500).get_params()
 
 
 def test_class_weights_reach_the_probe(digits):

@@ -131,7 +131,7 @@ def advise(data: Data, backbone: str | Backbone = "MobileNetV2", *, budget: floa
         (option for option in options if option.strategy == wanted[0]),
         key=lambda option: abs(option.stages - wanted[1]),
     )
-    rates = {"probe": {}, "head": {"head": 1e-3}, "fine-tune": {"head": 3e-3, "backbone": 3e-4}}[chosen.strategy]
+    rates = {"head": 3e-3, "backbone": 3e-4} if much else {}
     return Advice(
         cell=f"{'much' if much else 'little'} data, {'far' if far else 'near'}",
         chosen=chosen,

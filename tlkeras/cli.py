@@ -29,7 +29,6 @@ ProbeKind = Literal["softmax", "svm", "knn", "centroid"]
 
 def main() -> None:
     """Run the command line; exit status 0, 1 for the user's error in one line, 2 for usage, 130 for Ctrl-C."""
-    _quiet_tensorflow()
     try:
         app()
     except KeyboardInterrupt:
@@ -61,9 +60,9 @@ def fit(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
 ) -> None:
     """Train a classifier on a folder of pictures. After a kill the same command goes on where it was."""
+    _talk()
     from tlkeras.runs import fit_folder
 
-    _talk()
     arguments = {
         "folder": str(folder.resolve()), "backbone": backbone, "weights": weights, "alpha": alpha, "strategy": strategy,
         "image_size": image_size, "batch_size": batch_size, "seed": seed, "groups": groups,
@@ -83,11 +82,11 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects instead of a table.")] = False,
 ) -> None:
     """Predict the class of pictures."""
+    _talk()
     from tlkeras.artifact import load_artifact
     from tlkeras.pictures import PictureError, decode_picture
     from tlkeras.runs import MODEL_FOLDER
 
-    _talk()
     artifact = load_artifact(run / MODEL_FOLDER if (run / MODEL_FOLDER).is_dir() else run)
     rows, broken, readable, arrays = [], [], [], []
     for path in pictures:
@@ -127,9 +126,9 @@ def probe(
     as_json: Annotated[bool, typer.Option("--json", help="Print an object instead of a table.")] = False,
 ) -> None:
     """Show how well a simple classifier does on the features of each stage of a network. Trains no network."""
+    _talk()
     from tlkeras.runs import probe_folder
 
-    _talk()
     arguments = {
         "folder": folder, "backbone": backbone, "weights": weights, "alpha": alpha, "kind": kind,
         "image_size": image_size, "seed": seed, "groups": groups,
@@ -162,9 +161,9 @@ def advise(
     as_json: Annotated[bool, typer.Option("--json", help="Print an object instead of a table.")] = False,
 ) -> None:
     """Say which way to transfer fits a folder and a network, and which measurements speak for it."""
+    _talk()
     from tlkeras.runs import advise_folder
 
-    _talk()
     arguments = {
         "folder": folder, "backbone": backbone, "weights": weights, "alpha": alpha, "image_size": image_size,
         "seed": seed, "groups": groups,
@@ -178,10 +177,10 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete all stored features and compiled engines.")] = False,
 ) -> None:
     """Show what is kept on disk to save time: features by network, and compiled engines."""
+    _talk()
     from tlkeras.engines import cache_root, clear_engines, list_engines
     from tlkeras.store import FeatureStore
 
-    _talk()
     folder = cache_root()
     if folder is None:
         print("The cache is switched off by TLKERAS_CACHE=off.")
@@ -200,18 +199,18 @@ def cache(
 @app.command()
 def demo(seed: Annotated[int, typer.Option(help="Of the heads and of the network from scratch.")] = 0) -> None:
     """Show transfer against training from scratch, in about a minute and without a network."""
+    _talk()
     from tlkeras.runs import run_demo
 
-    _talk()
     run_demo(seed)
 
 
 @app.command()
 def doctor() -> None:
     """Say what is installed, which devices and weights are in reach, and what to do about the rest."""
+    _talk()
     from tlkeras.runs import examine
 
-    _talk()
     problems = 0
     for name, finding, advice in examine():
         print(f"{name:<22} {finding}")
@@ -226,7 +225,8 @@ def _percent(interval: dict) -> str:
 
 
 def _talk() -> None:
-    """Print what the library logs; warnings of third parties stay out of the way."""
+    """Print what the library logs; what TensorFlow and other third parties say stays out of the way."""
+    _quiet_tensorflow()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("tlkeras")
@@ -237,13 +237,12 @@ def _talk() -> None:
 
 
 def _quiet_tensorflow() -> None:
-    """Import TensorFlow with its start-up lines kept back; they are shown if the import fails."""
+    """Import TensorFlow with its start-up lines kept back; they are shown if the import fails.
+
+    Seconds pass here, so a command begins with it, and what is wrong in its arguments is said before.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if (
-        os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow"
-        or {"--help", "-h"} & set(sys.argv)
-        or not sys.argv[1:]
-    ):
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
         return
     with _captured_stderr() as read:
         try:
