@@ -26,7 +26,7 @@ def followed(backbone):
     return transfer(fractals(16), backbone, strategy="auto")
 
 
-@pytest.mark.parametrize(("per_class", "cell", "strategy"), [(16, "little", "probe"), (80, "much", "fine-tune")])
+@pytest.mark.parametrize(("per_class", "cell", "strategy"), [(16, "little", "probe"), (80, "much", "probe+fine-tune")])
 def test_near_pictures_are_met_by_a_probe_or_by_fine_tuning_as_their_number_allows(
     backbone, followed, per_class, cell, strategy
 ):
