@@ -199,8 +199,9 @@ def fill_from_folder(build: Callable[[int, int], keras.Model], folder: Path, car
 
 def golden_features(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
     """Get the features of uint8 pictures, averaged over height and width, float32 (pictures, channels)."""
-    maps = np.asarray(keras.ops.convert_to_numpy(model.predict_on_batch(pictures.astype("float32"))), "float32")
-    return maps.mean(axis=(1, 2))
+    # Not `predict_on_batch`: it would compile each net for eight pictures, and TensorFlow warn of it.
+    maps = keras.ops.convert_to_numpy(model(keras.ops.convert_to_tensor(pictures, "float32"), training=False))
+    return np.asarray(maps, "float32").mean(axis=(1, 2))
 
 
 def feature_gaps(features: np.ndarray, golden: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -76,7 +77,9 @@ def save_backbone(
         "num_features": backbone.num_features,
         "num_weights": model.count_params(),
         # A path would tell strangers how this machine's folders are named.
-        "started_from": backbone.weights if backbone.weights in ("imagenet", "embedded", "random") else "a file",
+        "started_from": backbone.weights
+        if re.match("(imagenet|embedded|random)$|https?://|hf://", backbone.weights)
+        else "a file",
     }
     card = make_model_card(net, about, dtype)
     pictures = _golden_pictures(examples, model.input_shape[1:])
