@@ -37,7 +37,7 @@ EXERCISES = {
                 lambda a: np.all(a > 1),
                 "some pass. Did the forger see these pictures, or are they those in the folder?",
             ),
-            (lambda a: np.all(a > 10), "they move more than that: divide by the tolerance on the card."),
+            (lambda a: np.all(a > 5), "they move more than that: divide by the tolerance on the card."),
         ),
     ),
 }
