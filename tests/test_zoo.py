@@ -92,6 +92,14 @@ def test_another_size_and_grey_pictures_take_the_same_weights(trained, original)
     assert loaded.model.input_shape == (None, 48, 48, 1) and same_weights(loaded.model, trained.model)
 
 
+def test_under_mixed_precision_it_still_proves_itself(original):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        assert load_backbone(weights=original).model.get_layer("Conv1").compute_dtype == "bfloat16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
 @pytest.mark.parametrize("asked", [{"name": "ResNet50"}, {"alpha": 1.0}])
 def test_what_contradicts_the_card_is_an_error(original, asked):
     with pytest.raises(ValueError, match=f"leave {next(iter(asked))} out"):

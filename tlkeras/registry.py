@@ -43,7 +43,8 @@ def fetch_backbone(address: str | os.PathLike) -> Path:
     """Get the folder of a saved backbone, downloaded unless it is here already.
 
     `load_backbone(weights=address)` does the same and opens it. What was downloaded is kept in the cache (TLKERAS_CACHE
-    moves it) under the checksum of its card, whole or not at all, and is checked anew each time.
+    moves it) under the checksum of its card, whole or not at all, and is checked anew each time. From a web server no
+    more is taken than such a net can have; from the Hub its library takes the four files whatever their size.
 
     Args:
         address: A folder; `https://HOST/PATH#sha256=HEX`, where the folder's four files lie under PATH, with the
