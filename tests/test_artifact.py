@@ -270,7 +270,7 @@ def test_a_card_cannot_point_out_of_its_folder(tmp_path, name):
     folder = save(tmp_path / "model")
     card = json.loads((folder / "card.json").read_text())
     sign(folder, files=card["files"] | {name: "0"})
-    with pytest.raises(ArtifactError, match="a file that no artefact has"):
+    with pytest.raises(ArtifactError, match="a file that does not belong here"):
         load_artifact(folder)
 
 

@@ -39,6 +39,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "history": ["History"],
         "intervals": ["mean_interval"],
         "loaders": ["load_arrays", "load_folder"],
+        "modelcard": ["read_model_card"],
         "pictures": ["decode_picture"],
         "plots": ["plot_confusion", "plot_history", "plot_intervals", "plot_pictures", "plot_reliability"],
         "predictions": ["open_test", "predict"],
@@ -46,6 +47,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "pretraining": ["Pretrained", "Pretraining", "pretrain"],
         "probes": ["fit_probe", "probe_head", "set_head"],
         "recipes": ["transfer"],
+        "registry": ["fetch_backbone", "publish_backbone"],
         "scores": ["h_score", "log_me"],
         "sounds": ["Sound", "make_struck_objects", "sound_summary"],
         "splits": ["Split", "read_manifest", "write_manifest"],
@@ -53,6 +55,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "training": ["Settings", "fine_tune", "fine_tune_gradually", "train_from_scratch", "train_head"],
         "weights": ["WeightsNotFoundError"],
         "worlds": ["load_near"],
+        "zoo": ["save_backbone"],
     },
 )
 __all__ = [*__all__, "__version__"]

@@ -19,6 +19,7 @@ from tlkeras.backbones import Backbone, load_backbone
 from tlkeras.catalogue import CATALOGUE
 from tlkeras.depth import cut, probe
 from tlkeras.features import Features, extract_features
+from tlkeras.kerashub import HUB_PREFIX
 from tlkeras.probes import fit_probe
 from tlkeras.scores import h_score, log_me
 
@@ -165,13 +166,14 @@ def rank_backbones(data: Data, names: Sequence[str], *, weights: str = "auto") -
     for name in dict.fromkeys(names):
         started = time.perf_counter()
         backbone = load_backbone(name, weights=weights, image_size=data.image_size)
-        if backbone.name != name:
+        if backbone.name != name and not name.startswith(HUB_PREFIX):
             log.warning("%s: its weights are out of reach and it is left out", name)
             continue
         features = extract_features(backbone, data.pictures("train"))
+        top1 = CATALOGUE[name].top1 if name in CATALOGUE else None
         rows.append({
             "name": name, "log_me": log_me(features.last, features.labels),
-            "h_score": h_score(features.last, features.labels), "top1": CATALOGUE[name].top1,
+            "h_score": h_score(features.last, features.labels), "top1": top1,
             "seconds": time.perf_counter() - started,
         })  # fmt: skip
     return sorted(rows, key=lambda row: -row["log_me"])

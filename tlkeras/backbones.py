@@ -10,11 +10,15 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 
 from tlkeras.catalogue import CATALOGUE, Entry, find_entry
+from tlkeras.kerashub import HUB_PREFIX, build_preset
+from tlkeras.modelcard import fill_from_folder, read_model_card
+from tlkeras.registry import fetch_backbone, is_saved_backbone
 from tlkeras.weights import choose_weights, fill_weights, find_weights
 
 # Each is one Rescaling(scale, offset) of the channels; "caffe" turns RGB to BGR before. Equal to Keras's own
@@ -32,9 +36,9 @@ class Backbone:
     """A net without its top, preprocessing inside, and the names of its stages.
 
     Attributes:
-        name: its name in the catalogue.
+        name: its name in the catalogue, or that of a KerasHub preset.
         model: flat functional model, raw RGB in [0, 255] (batch, height, width, 3) to features (batch, h, w, c).
-        weights: "imagenet", "embedded", "random" or the path of the file that filled it.
+        weights: "imagenet", "embedded", "random", "preset", or the file or address of what filled it.
         image_size: height and width of the input in pixels.
         stages: layer names, first to last; the last one is the output.
         num_features: channels of the output.
@@ -61,7 +65,7 @@ def list_backbones() -> list[str]:
 
 
 def load_backbone(
-    name: str = "MobileNetV2",
+    name: str | None = None,
     *,
     weights: str | os.PathLike | None = "imagenet",
     image_size: int | None = None,
@@ -74,11 +78,13 @@ def load_backbone(
     twice-scaled pictures trains without complaint and is wrong.
 
     Args:
-        name: one of `list_backbones()`.
+        name: one of `list_backbones()`, MobileNetV2 by default; or "hub:PRESET", a KerasHub preset or the folder of one
+            (`pip install keras-hub`), with the preset's own weights unless they are None.
         weights: "imagenet" (from the Keras cache, else downloaded into it; KERAS_HOME says where it is), "embedded"
             (carried by this package: MobileNetV2 at alpha 0.35, best at about 96 pixels), "auto" (ImageNet where in
             reach, else another width in the cache, else embedded whatever the name: one logged line says so), a file
-            (.h5, .weights.h5, .keras, .npz), or None: random.
+            (.h5, .weights.h5, .keras, .npz), the folder or address of a saved backbone (`save_backbone`,
+            `fetch_backbone`; its card gives name, width and size), or None: random.
         image_size: height and width in pixels; by default the size that the net was trained at.
         alpha: width multiplier of the MobileNets; by default the width of the weights (1.0 for "imagenet").
         channels: 3 for RGB; 1 for grey pictures (batch, height, width, 1), repeated over three channels.
@@ -88,6 +94,7 @@ def load_backbone(
 
     Raises:
         ValueError: the name, the size, the width or the channels do not exist, or the file does not fit the net.
+        ArtifactError: a saved backbone was changed, is unsafe or no longer answers as when it was saved.
         WeightsNotFoundError: the weights are neither on this machine nor to be had from the network.
 
     Example:
@@ -95,6 +102,14 @@ def load_backbone(
     >>> backbone.model.output_shape
     (None, 3, 3, 1280)
     """
+    if str(name).startswith(HUB_PREFIX):
+        return _load_preset(name, weights, image_size, alpha=alpha, channels=channels)
+    folder = fetch_backbone(weights) if is_saved_backbone(weights) else None
+    card = folder and read_model_card(folder)
+    if card:
+        name, alpha = _agreed(card["net"], name, alpha)
+        image_size = image_size or card["net"]["image_size"]
+    name = "MobileNetV2" if name is None else name
     entry = find_entry(name)
     if channels not in (1, 3):
         raise ValueError(f"channels must be 3 (RGB) or 1 (grey), not {channels!r}.")
@@ -110,10 +125,18 @@ def load_backbone(
         weights, name, alpha = choose_weights(entry, alpha, size)
         entry = CATALOGUE[name]
     file, label = None, "random"
-    if weights is not None:
+    if card:
+        label = os.fspath(weights)
+    elif weights is not None:
         file, alpha, label = find_weights(entry, weights, alpha, size)
     alpha = 1.0 if alpha is None else alpha
-    model = _build(entry, size, alpha, channels)
+    if card:
+        model = fill_from_folder(lambda size, channels: _build(entry, size, alpha, channels), folder, card)
+        if (size, channels) != (card["net"]["image_size"], card["net"]["channels"]):
+            proved, model = model, _build(entry, size, alpha, channels)
+            model.set_weights(proved.get_weights())
+    else:
+        model = _build(entry, size, alpha, channels)
     if file:
         fill_weights(model, file, entry, alpha)
     return Backbone(
@@ -163,6 +186,24 @@ def small_backbone(image_size: int = 32, *, width: int = 32, num_stages: int = 4
         x = layers.BatchNormalization(momentum=0.9, name=f"{stage}_norm")(x)
         x = layers.ReLU(name=stage)(x)
     return Backbone("SmallCNN", keras.Model(image, x, name="smallcnn"), "random", image_size, stages, x.shape[-1])
+
+
+def _agreed(net: dict[str, Any], name: str | None, alpha: float | None) -> tuple[str, float | None]:
+    """Name and width that a card gives; those asked for must be the same."""
+    for key, asked in (("name", name), ("alpha", alpha)):
+        if asked is not None and asked != net[key]:
+            raise ValueError(f"The saved backbone has {key} {net[key]!r}, not {asked!r}: leave {key} out.")
+    return net["name"], net["alpha"]
+
+
+def _load_preset(name: str, weights: Any, image_size: int | None, *, alpha: float | None, channels: int) -> Backbone:
+    if alpha is not None or channels != 3:
+        raise ValueError(f"{name} is a KerasHub preset for RGB pictures: leave alpha and channels out.")
+    if weights not in ("imagenet", "auto", None):  # the default and the command line's default
+        raise ValueError(f"{name} brings its own weights: leave weights out, or None for random ones.")
+    model, stages = build_preset(name, image_size, load_weights=weights is not None)
+    label = "random" if weights is None else "preset"
+    return Backbone(model.name, model, label, model.input_shape[1], stages, model.output_shape[-1])
 
 
 def stage_model(backbone: Backbone, stages: str | Sequence[str] = "all") -> keras.Model:

@@ -1,21 +1,26 @@
-"""The card of an artefact: what is in the folder, how pictures have to be prepared, and the hash of each file."""
+"""The card of an artefact: what is in the folder, how pictures have to be prepared, and the hash of each file.
+
+The cards of saved backbones (`modelcard`) are opened and checked by the same functions.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
-from tlkeras.heads import Transfer
+if TYPE_CHECKING:
+    from tlkeras.heads import Transfer
 
 CARD, MODEL, GOLDEN, MANIFEST = "card.json", "model.keras", "golden.npz", "split.csv"
 FORMAT = "tlkeras artifact 1"
+MAX_CARD_BYTES = 1_000_000
 
 # Measured on MobileNetV2 (alpha 0.35, 160 px): another engine (XLA, no oneDNN) moves a probability by 7e-6, rounding to
 # float16, hence also to the TF32 of GPUs, by 2e-3, to bfloat16 by 3e-2; all weights of the first layer 1 % too large by
@@ -77,42 +82,71 @@ def read_card(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: If there is no card, it was edited, or a file is missing or differs.
     """
+    card = open_card(folder, FORMAT, "artefact", "save_artifact()")
     path = folder / CARD
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{folder} is no artefact: it holds no {CARD}. save_artifact() writes one.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise ArtifactError(f"{path} is not of the format {FORMAT!r} that this version of tlkeras reads.")
     kinds = {"class_names": list, "task": str, "preprocessing": dict, "transfer": dict, "versions": dict, "files": dict}
     wrong = [name for name, kind in kinds.items() if not isinstance(card.get(name), kind)]
     if not isinstance(card.get("tolerance"), float) or not 0 < card["tolerance"] <= TOLERANCE_HALF_PRECISION:
         wrong.append("tolerance")  # a wide tolerance would let any model through
     if wrong or not isinstance(card["preprocessing"].get("image_size"), int):
         raise ArtifactError(f"{path} is incomplete or was edited: look at {', '.join(wrong) or 'image_size'}.")
+    check_files(folder, card["files"], required=(MODEL, GOLDEN), optional=(MANIFEST,))
+    return card
+
+
+def open_card(folder: Path, format_name: str, title: str, writer: str) -> dict[str, Any]:
+    """Get what the card of a folder says; only its format is checked.
+
+    Args:
+        folder: Where the card lies.
+        format_name: Its "format".
+        title: What the folder ought to be, for a sentence, such as "artefact".
+        writer: What writes such folders, likewise.
+
+    Raises:
+        ArtifactError: If there is no card, it cannot be read, or it is of another format.
+    """
+    path = folder / CARD
+    try:
+        if path.stat().st_size > MAX_CARD_BYTES:
+            raise ValueError(f"it has more than {MAX_CARD_BYTES:,} bytes")
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{folder} is no {title}: it holds no {CARD}. {writer} writes one.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(card, dict) or card.get("format") != format_name:
+        raise ArtifactError(f"{path} is not of the format {format_name!r} that this version of tlkeras reads.")
+    return card
+
+
+def check_files(folder: Path, files: dict[str, str], *, required: Iterable[str], optional: Iterable[str] = ()) -> None:
+    """Check that a card lists the files that it must and none but known ones, and that each is there as it was.
+
+    Raises:
+        ArtifactError: If a file is unknown, not listed, missing or another than its SHA-256 says.
+    """
+    path, required = folder / CARD, set(required)
     # Known names only: a card must not make us open "../../elsewhere".
-    if foreign := sorted(set(card["files"]) - {MODEL, GOLDEN, MANIFEST}):
-        raise ArtifactError(f"{path} lists {foreign[0]!r}, a file that no artefact has.")
-    if not {MODEL, GOLDEN} <= set(card["files"]):
-        raise ArtifactError(f"{path} must list {MODEL} and {GOLDEN}.")
-    for name, wanted in card["files"].items():
+    if foreign := sorted(set(files) - required - set(optional)):
+        raise ArtifactError(f"{path} lists {foreign[0]!r}, a file that does not belong here.")
+    if not required <= set(files):
+        raise ArtifactError(f"{path} must list {' and '.join(sorted(required))}.")
+    for name, wanted in files.items():
         file = folder / name
         if not file.is_file():
             raise ArtifactError(f"{file} is missing: the folder was not copied whole.")
         if sha256(file) != wanted:
             raise ArtifactError(f"{file} is not the file that was saved (its SHA-256 differs): copy it again.")
-    return card
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Raise a FileExistsError where a folder holds anything but an artefact."""
+def refuse_foreign(folder: Path, files: Iterable[str] = (MODEL, GOLDEN, MANIFEST), title: str = "An artefact") -> None:
+    """Raise a FileExistsError where a folder holds anything but a card and these files."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise FileExistsError(f"{folder} is a file or a link. An artefact is a folder: choose another name.")
+        raise FileExistsError(f"{folder} is a file or a link. {title} is a folder: choose another name.")
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if names and (CARD not in names or names - {CARD, MODEL, GOLDEN, MANIFEST}):
-        other = sorted(names - {CARD, MODEL, GOLDEN, MANIFEST} or names)[0]
+    if names and (CARD not in names or names - {CARD, *files}):
+        other = sorted(names - {CARD, *files} or names)[0]
         raise FileExistsError(f"{folder} is not empty and holds {other!r}: choose another name.")
 
 

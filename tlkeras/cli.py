@@ -24,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Strategy = Literal["probe", "head", "fine-tune", "probe+fine-tune", "auto"]
+BACKBONE = "A name from keras.applications, or hub:PRESET of KerasHub. By default MobileNetV2, or what --weights holds."
+WEIGHTS = "auto, imagenet, embedded, random, a file, or the folder or address of a saved backbone."
 ProbeKind = Literal["softmax", "svm", "knn", "centroid"]
 
 
@@ -33,7 +35,7 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("TLKERAS_DEBUG"):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -46,8 +48,8 @@ def fit(
         Path, typer.Argument(help="Class folders, or train/ with val/ and perhaps test/ of class folders.")
     ],
     out: Annotated[Path, typer.Option(help="The run: model, metrics, figures. Made whole or not at all.")],
-    backbone: Annotated[str, typer.Option(help="A name from keras.applications.")] = "MobileNetV2",
-    weights: Annotated[str, typer.Option(help="auto, imagenet, embedded, random, or a file.")] = "auto",
+    backbone: Annotated[str | None, typer.Option(help=BACKBONE)] = None,
+    weights: Annotated[str, typer.Option(help=WEIGHTS)] = "auto",
     alpha: Annotated[float | None, typer.Option(help="Width of a MobileNet.")] = None,
     strategy: Annotated[Strategy, typer.Option(help="What to train.")] = "fine-tune",
     image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
@@ -116,8 +118,8 @@ def predict(
 @app.command()
 def probe(
     folder: Annotated[Path, typer.Argument(help="As for fit.")],
-    backbone: Annotated[str, typer.Option(help="A name from keras.applications.")] = "MobileNetV2",
-    weights: Annotated[str, typer.Option(help="auto, imagenet, embedded, random, or a file.")] = "auto",
+    backbone: Annotated[str | None, typer.Option(help=BACKBONE)] = None,
+    weights: Annotated[str, typer.Option(help=WEIGHTS)] = "auto",
     alpha: Annotated[float | None, typer.Option(help="Width of a MobileNet.")] = None,
     kind: Annotated[ProbeKind, typer.Option(help="The classifier on the features.")] = "softmax",
     image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
@@ -151,8 +153,8 @@ def probe(
 @app.command()
 def advise(
     folder: Annotated[Path, typer.Argument(help="As for fit.")],
-    backbone: Annotated[str, typer.Option(help="A name from keras.applications.")] = "MobileNetV2",
-    weights: Annotated[str, typer.Option(help="auto, imagenet, embedded, random, or a file.")] = "auto",
+    backbone: Annotated[str | None, typer.Option(help=BACKBONE)] = None,
+    weights: Annotated[str, typer.Option(help=WEIGHTS)] = "auto",
     alpha: Annotated[float | None, typer.Option(help="Width of a MobileNet.")] = None,
     image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
     budget: Annotated[float, typer.Option(help="Seconds that the measuring may take, roughly.")] = 60.0,
