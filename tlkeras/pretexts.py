@@ -1,8 +1,7 @@
 """Pretexts: tasks whose answers need nobody to write them down, so that a network can be pretrained without labels.
 
-Each is a class of the same shape. `prepare` sees all pictures once, `build` puts what the task needs on a backbone,
-`batch` makes inputs and targets of a few pictures inside a tf.data pipeline, `loss` compares. `pretrain` runs them.
-Images are (batch, height, width, 3) in [0, 255].
+`prepare` sees all pictures once, `build` puts what the task needs on a backbone, `batch` makes inputs and targets of a
+few pictures inside a tf.data pipeline, `loss` compares. Images are (batch, height, width, 3) in [0, 255].
 """
 
 from __future__ import annotations
@@ -22,7 +21,13 @@ MOST_CHANNELS = 128  # of a decoder's layers
 
 
 class Pretext:
-    """What all pretexts have; by itself it is no task."""
+    """What all pretexts have; by itself it is no task.
+
+    Attributes:
+        embeds: Whether the outputs are embeddings, which can collapse; `spread` then measures them.
+    """
+
+    embeds: ClassVar[bool] = False
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
         """Look at all pictures once; get a target for each, int32 (pictures,), zeros where pictures are their own."""
@@ -39,10 +44,6 @@ class Pretext:
     def loss(self, targets: Any, outputs: Any) -> Any:
         """Get the loss of a batch, a number."""
         raise NotImplementedError
-
-    def spread(self, outputs: np.ndarray) -> float | None:
-        """Get how far the answers to different pictures differ, 0 after a collapse; None where none can happen."""
-        return None
 
 
 @dataclass
@@ -108,10 +109,10 @@ class Rotation(Labels):
 
 @dataclass
 class Autoencoder(Pretext):
-    """The picture itself, through all the backbone's stages and back up a mirrored decoder.
+    """The picture itself, through all stages and back up a mirrored decoder; the loss is the mean squared error.
 
-    With `noise` the input is spoilt and the clean picture asked for, a denoising autoencoder (Vincent et al. 2008,
-    https://doi.org/10.1145/1390156.1390294). The loss is the mean squared error of pixels in [0, 1].
+    With `noise` the input is spoilt and the clean picture asked for: a denoising autoencoder (Vincent et al. 2008,
+    https://doi.org/10.1145/1390156.1390294).
 
     Attributes:
         noise: Standard deviation of what is added to the input, in levels of [0, 255]; 0 is a plain autoencoder.
@@ -140,10 +141,9 @@ class Autoencoder(Pretext):
 
 @dataclass
 class Colorization(Pretext):
-    """Colours from a grey picture, as classes: bins of the ab plane, rare colours weighted up.
+    """Colours from a grey picture, as classes: bins of the ab plane, rare colours weighted up; a quarter of its side.
 
-    Zhang, Isola and Efros 2016, https://arxiv.org/abs/1603.08511, with the nearest bin for their five, at a quarter of
-    the picture's side as there.
+    Zhang, Isola and Efros 2016, https://arxiv.org/abs/1603.08511, with the nearest bin for their five.
 
     Attributes:
         grid: Side of a bin in units of a and b.
@@ -219,6 +219,7 @@ class SimCLR(Pretext):
     smallest: float = 0.2
     strength: float = 0.5
     width: int = 256
+    embeds: ClassVar[bool] = True
 
     def build(self, backbone: Backbone) -> keras.Model:
         """Put the projection on the pooled features: one hidden layer."""

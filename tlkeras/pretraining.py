@@ -221,9 +221,8 @@ class _Watch(keras.callbacks.Callback):
     def _look(self, row: dict) -> dict:
         features = self.features.predict(self.images, verbose=0)
         row |= {"spread": spread(features), "rank": effective_rank(features)}
-        of_answers = self.task.spread(self.owner.predict(self.images, verbose=0))
-        if of_answers is not None:
-            row["embedding_spread"] = of_answers
+        if self.task.embeds:
+            row["embedding_spread"] = self.task.spread(self.owner.predict(self.images, verbose=0))
         if self.judge is not None:
             (known, labels), (unknown, truth) = self.judge
             probe = fit_probe(self.features.predict(known, verbose=0), labels)

@@ -52,7 +52,7 @@ class Sound(Labels):
             raise ValueError(f"{len(images)} pictures need as many sounds, got {held}.")
         summaries = StandardScaler().fit_transform(sound_summary(self.sounds, self.rate))
         self.num_classes = self.num_clusters
-        return KMeans(self.num_clusters, n_init=3, random_state=0).fit_predict(summaries).astype("int32")
+        return KMeans(self.num_clusters, random_state=0).fit_predict(summaries).astype("int32")
 
 
 def sound_summary(sounds: np.ndarray, rate: int = RATE, num_bands: int = 20) -> np.ndarray:
@@ -74,14 +74,14 @@ def sound_summary(sounds: np.ndarray, rate: int = RATE, num_bands: int = 20) -> 
     sounds = np.atleast_2d(np.asarray(sounds, "float32"))
     if sounds.shape[1] < 256 or not np.isfinite(sounds).all():
         raise ValueError(f"Sounds are (sounds, samples) of 256 finite samples or more, got {sounds.shape}.")
-    frequencies, _, spectrum = stft(sounds, rate, nperseg=256, noverlap=192)  # (sounds, frequencies, moments)
+    frequencies, _, spectrum = stft(sounds, rate, nperseg=256, noverlap=128)  # (sounds, frequencies, moments)
     edges = np.geomspace(100, rate / 2, num_bands + 1)
     centres = np.sqrt(edges[1:] * edges[:-1])
     # Triangles over log frequency, at least as wide as the spectrum is fine, so that no band is empty.
     width = np.maximum(np.log(edges[1] / edges[0]), 1.5 * frequencies[1] / centres)[:, None]
     distance = np.abs(np.log(np.maximum(frequencies, 1) / centres[:, None]))
     bands = np.maximum(0, 1 - distance / width)
-    envelopes = np.einsum("bf,sfm->sbm", bands, np.abs(spectrum) ** 2) ** 0.15  # a power of 0.3 of the amplitude
+    envelopes = (bands.astype("float32") @ np.abs(spectrum) ** 2) ** 0.15  # a power of 0.3 of the amplitude
     mean, deviation = envelopes.mean(axis=2), envelopes.std(axis=2)
     changes = np.abs(np.fft.rfft(envelopes - mean[..., None], axis=2)) ** 2
     thirds = np.array_split(changes[..., 1:], [2, 6], axis=2)
