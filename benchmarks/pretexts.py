@@ -151,7 +151,7 @@ def report(rows: list[dict], judges: list[str], arguments: argparse.Namespace) -
             if len(ours) == len(peer) > 1:
                 gain = tl.mean_interval(ours - peer)
                 line |= {"gain": gain.value, "low": gain.low, "high": gain.high, "holds": bool(gain.low > 0)}
-            line = {key: round(value, 1) if isinstance(value, float) else value for key, value in line.items()}
+            line = {key: round(float(value), 1) if isinstance(value, float) else value for key, value in line.items()}
             print(json.dumps(line) if arguments.json else line)
 
 
