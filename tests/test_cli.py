@@ -176,6 +176,16 @@ def test_a_killed_fit_goes_on_with_the_same_command_and_leaves_no_half_run(photo
     assert (out / "metrics.json").exists() and not state.parent.parent.exists()
 
 
+def test_ctrl_c_says_that_the_same_command_goes_on(run_here, monkeypatch):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tlkeras.cli.app", stop)
+    stopped = run_here("fit", "photos", "--out", "run")
+    assert stopped.returncode == 130 and "same command goes on" in stopped.stderr
+    assert run_here("probe", "photos").stderr == "stopped\n"
+
+
 def test_probe_names_the_stages_with_intervals_and_stores_what_it_computed(photos, tmp_path, run_here):
     options = ("--weights", "embedded", "--image-size", 64)
     first = run("probe", photos, *options, "--json", TLKERAS_CACHE=str(tmp_path))

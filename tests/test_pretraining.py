@@ -70,9 +70,9 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(fractals, tmp_path)
 
             with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
                 patch.setattr(room._Watch, "_save", save_and_die)
-                pretrain(backbone, fractals[0], tl.SimCLR(width=16), judge=fractals, settings=settings)
+                pretrain(backbone, fractals[0], tl.SimCLR(width=16), settings=settings)
             backbone = small(seed=1)  # another process begins with other weights
-        return pretrain(backbone, fractals[0], tl.SimCLR(width=16), judge=fractals, settings=settings)
+        return pretrain(backbone, fractals[0], tl.SimCLR(width=16), settings=settings)
 
     whole, resumed = run(tmp_path / "whole"), run(tmp_path / "killed", stop_after=4)
     for a, b in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):

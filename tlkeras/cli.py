@@ -34,6 +34,8 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
+        goes_on = "; the same command goes on from the last finished epoch" if sys.argv[1:2] == ["fit"] else ""
+        print(f"stopped{goes_on}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("TLKERAS_DEBUG"):
