@@ -34,6 +34,20 @@ def _open(model, *arguments, **options):
     return tuple(chosen)
 tl.unfreeze_top = tlkeras.recipes.unfreeze_top = _open
 """,
+    "sounds of other things": """
+import dataclasses as _dataclasses
+def _mixed(make):
+    def made(*arguments, **options):
+        things = make(*arguments, **options)
+        return _dataclasses.replace(things, sounds=np.random.default_rng(0).permutation(things.sounds))
+    return made
+tl.make_struck_objects = _mixed(tl.make_struck_objects)
+""",
+    "views of one strength": """
+def _alike(task):
+    return lambda strength=0.5, **options: task(strength=0.5, **options)
+tl.SimCLR = _alike(tl.SimCLR)
+""",
 }
 # Which mutations must bring down at least one assert of a lesson; what is not listed has no bearing on its claims.
 TABLE = {
@@ -52,6 +66,7 @@ TABLE = {
     "12_xrays": ["random weights"],
     "13_faster": ["labels shuffled", "random weights"],
     "14_own_project": ["labels shuffled", "random weights"],
+    "16_which_pretext": ["sounds of other things", "views of one strength"],
 }
 
 
