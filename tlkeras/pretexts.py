@@ -211,7 +211,7 @@ class SimCLR(Pretext):
     Attributes:
         temperature: Of the softmax over similarities.
         smallest: The smallest window of a picture, as a share of its area.
-        strength: Of the change of colours; 0 leaves them, and views are then told by their colours.
+        strength: Of the change of light and colours; whatever it is, a fifth of the views turn grey.
         width: Of the hidden layer of the projection, whose output has half of it.
     """
 
