@@ -87,6 +87,15 @@ def test_a_saved_backbone_comes_back_bit_by_bit_with_name_and_width_from_its_car
     )
 
 
+@pytest.mark.parametrize(
+    ("weights", "said"), [("pretrained by SimCLR", "pretrained by SimCLR"), ("/home/me/secret.weights.h5", "a file")]
+)
+def test_the_card_says_what_training_started_from_and_no_path(trained, tmp_path, weights, said):
+    saved = save_backbone(tmp_path / "mine", dataclasses.replace(trained, weights=weights), about=ABOUT)
+    assert read_model_card(saved)["net"]["started_from"] == said
+    assert "secret" not in (saved / "card.json").read_text() + (saved / "README.md").read_text()
+
+
 def test_another_size_and_grey_pictures_take_the_same_weights(trained, original):
     loaded = load_backbone(weights=str(original), image_size=48, channels=1)
     assert loaded.model.input_shape == (None, 48, 48, 1) and same_weights(loaded.model, trained.model)

@@ -78,7 +78,7 @@ def save_backbone(
         "num_weights": model.count_params(),
         # A path would tell strangers how this machine's folders are named.
         "started_from": backbone.weights
-        if re.match("(imagenet|embedded|random)$|https?://|hf://", backbone.weights)
+        if re.match(r"(imagenet|embedded|random|pretrained by \w+)$|https?://|hf://", backbone.weights)
         else "a file",
     }
     card = make_model_card(net, about, dtype)
