@@ -21,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+from _sets import pixels_together
 
 import tlkeras as tl
 from tlkeras.pretraining import split_in_half
@@ -66,15 +67,9 @@ def targets(world: str, arguments: argparse.Namespace) -> dict[str, tuple[np.nda
     """Get labelled pictures."""
     size = arguments.size
     if world == "photographs":
-        found = {}
-        for folder in arguments.folders:
-            data = tl.load_folder(folder, image_size=size, split=tl.Split(near_duplicates=False))
-            rows = np.concatenate([data.index["train"], data.index["validation"]])
-            found[Path(folder).name] = (
-                data.pixels.read(rows),
-                np.concatenate([data.labels["train"], data.labels["validation"]]),
-            )
-        return found
+        loaded = {Path(path).name: tl.load_folder(path, image_size=size, split=tl.Split(near_duplicates=False))
+                  for path in arguments.folders}  # fmt: skip
+        return {name: pixels_together(data) for name, data in loaded.items()}
     things = tl.make_struck_objects(1000, image_size=size, seed=3)
     return {
         "unseen fractals": tl.make_fractals(10, 100, image_size=size, family=3),
