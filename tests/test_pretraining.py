@@ -93,6 +93,11 @@ def test_a_finished_run_is_not_trained_again_and_another_is_refused(fractals, tm
         pretrain(small(), fractals[0], tl.Autoencoder(noise=9.0), settings=settings)
     with pytest.raises(ValueError, match="task = 'Autoencoder'"):
         pretrain(small(), fractals[0], tl.Rotation(), settings=settings)
+    with pytest.raises(ValueError, match="pictures ="):  # as many, but others
+        pretrain(small(), fractals[0][::-1], tl.Autoencoder(), settings=settings)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="run.json is damaged"):
+        pretrain(small(), fractals[0], tl.Autoencoder(), settings=settings)
 
 
 def test_a_collapse_is_seen_and_said(fractals, caplog):

@@ -66,7 +66,7 @@ def test_clusters_of_sounds_know_materials(things):
 def test_sounds_that_do_not_fit_are_refused(things):
     with pytest.raises(ValueError, match="as many sounds, got 7"):
         Sound(sounds=things.sounds[:7]).prepare(things.images)
-    with pytest.raises(ValueError, match="got none"):
+    with pytest.raises(TypeError, match="sounds"):
         Sound().prepare(things.images)
     with pytest.raises(ValueError, match="256"):
         sound_summary(np.zeros((2, 100)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -189,15 +190,19 @@ class _Watch(keras.callbacks.Callback):
         known |= {key: value for key, value in vars(task).items() if isinstance(value, int | float)}
         ours = dataclasses.asdict(settings)
         self.identity = known | {key: ours[key] for key in ours if key not in ("folder", "verbose")}
-        self.identity["pictures"] = len(images)
         self.folder = None if settings.folder is None else Path(settings.folder)
+        if self.folder is not None:
+            self.identity["pictures"] = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
 
     def load(self) -> None:
         """Take up a run where it was left, or look at the features before the first step."""
         if self.folder is None or not (self.folder / "run.json").exists():
             self.rows.append(self._look({"step": 0, "loss": float("nan")}))
             return
-        run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        try:
+            run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self.folder / 'run.json'} is damaged ({error}): delete it to start anew.") from error
         unlike = [key for key, value in self.identity.items() if run["identity"].get(key) != value]
         if unlike:
             was, now = run["identity"].get(unlike[0]), self.identity[unlike[0]]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tlkeras.fractals import background
-from tlkeras.pretexts import Labels
+from tlkeras.pretexts import Classes
 
 RATE = 8000  # samples a second
 SAMPLES = 4000
@@ -28,17 +28,16 @@ _MODES = {"bar": (1.0, 2.756, 5.404, 8.933), "disc": (1.0, 1.73, 2.33, 3.91), "r
 
 
 @dataclass
-class Sound(Labels):
+class Sound(Classes):
     """Which of the clusters of sounds belongs to the picture.
 
     Attributes:
-        sounds: One a picture, (pictures, samples), any unit; `labels` are made of them.
+        sounds: One a picture, (pictures, samples), any unit.
         rate: Samples a second.
         num_clusters: Of k-means on the summaries. The paper has 30.
     """
 
-    labels: None = field(default=None, repr=False)
-    sounds: np.ndarray | None = field(default=None, repr=False)
+    sounds: np.ndarray = field(repr=False)
     rate: int = RATE
     num_clusters: int = 30
 
@@ -47,9 +46,8 @@ class Sound(Labels):
         from sklearn.cluster import KMeans
         from sklearn.preprocessing import StandardScaler
 
-        if self.sounds is None or len(self.sounds) != len(images):
-            held = "none" if self.sounds is None else len(self.sounds)
-            raise ValueError(f"{len(images)} pictures need as many sounds, got {held}.")
+        if len(self.sounds) != len(images):
+            raise ValueError(f"{len(images)} pictures need as many sounds, got {len(self.sounds)}.")
         summaries = StandardScaler().fit_transform(sound_summary(self.sounds, self.rate))
         self.num_classes = self.num_clusters
         return KMeans(self.num_clusters, random_state=0).fit_predict(summaries).astype("int32")
