@@ -4,9 +4,14 @@ import copy
 import itertools
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from tlkeras.version import ADDRESS
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 LESSONS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
@@ -128,6 +133,21 @@ def test_solutions_keep_the_rules_and_answer_each_exercise(path, setup):
 
 def test_setup_is_ten_lines_at_most(setup):
     assert len([line for line in setup.splitlines() if line.strip()]) <= 10
+
+
+def test_setup_installs_from_the_one_address_and_a_script_changes_it_everywhere(setup, tmp_path):
+    assert f"%pip install -q {ADDRESS}\n" in setup
+    shutil.copytree(FOLDER, tmp_path / "notebooks")
+    (tmp_path / "tlkeras").mkdir()
+    (tmp_path / "tlkeras" / "version.py").write_text('ADDRESS = "git+https://example.org/a/tlkeras"\n')
+    before = {path: read(path) for path in sorted((tmp_path / "notebooks").rglob("*.ipynb"))}
+    subprocess.run([sys.executable, str(tmp_path / "notebooks" / "set_address.py")], check=True, capture_output=True)
+    for path, notebook in before.items():
+        moved = setup.replace(f"-q {ADDRESS}\n", "-q git+https://example.org/a/tlkeras\n")
+        changed = read(path)
+        assert source(changed["cells"][1]) == moved
+        changed["cells"][1] = notebook["cells"][1]
+        assert changed == notebook
 
 
 def test_every_lesson_has_its_solutions_and_a_line_in_the_syllabus():
