@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from conftest import encoded, picture, png_header
 from PIL import Image
 
-from tlkeras.pictures import PictureError, decode_picture
+from tlkeras import pictures
+from tlkeras.pictures import PictureError, PictureFile, decode_picture, reserve
 
 
 def test_sixteen_bit_grey_is_scaled_and_not_clipped():
@@ -95,3 +97,21 @@ def test_what_is_no_usable_picture_raises_one_error_with_a_short_reason(content,
 def test_the_error_for_a_path_names_it(tmp_path):
     with pytest.raises(PictureError, match=r"gone\.jpg: cannot be read"):
         decode_picture(tmp_path / "gone.jpg")
+
+
+def test_a_file_of_pictures_is_read_and_written_by_many_threads():
+    expected = np.random.default_rng(0).integers(0, 256, (200, 20, 20, 3), dtype=np.uint8)
+    kept = PictureFile(expected.shape)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: kept.__setitem__(number, expected[number]), range(200)))
+        found = list(pool.map(lambda number: kept[number], range(200)))
+    np.testing.assert_array_equal(found, expected)
+    fewer = kept[:150]
+    assert len(fewer) == 150 and fewer.shape == (150, 20, 20, 3)
+    np.testing.assert_array_equal(fewer[np.array([149, 3, 3])], expected[[149, 3, 3]])
+
+
+def test_pictures_beyond_the_limit_go_to_a_file_however_much_memory_is_free(monkeypatch):
+    monkeypatch.setattr(pictures, "MEMORY_LIMIT", 10 * 8 * 8 * 3)
+    assert reserve(10, 8)[1] == "memory"
+    assert reserve(11, 8)[1] == "disk"

@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ logger = logging.getLogger("tlkeras")
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 LARGEST_FILE = 256 * 2**20  # bytes; a film or an archive among the pictures must not be read into memory
 MEMORY_SHARE = 0.25  # of the memory that is free now: it is needed twice for a moment, and the network wants the rest
+MEMORY_LIMIT = 512 * 2**20  # bytes, however much is free: beyond it a file is hardly slower, and memory stays flat
 DISK_SHARE = 0.5
 
 
@@ -138,7 +140,44 @@ def to_pixels(image: Any, image_size: int | None) -> np.ndarray:
     return np.array(image.resize((image_size, image_size), Image.Resampling.BILINEAR) if image_size else image)
 
 
-def reserve(num_pictures: int, image_size: int) -> tuple[np.ndarray | None, str]:
+class PictureFile:
+    """Decoded pictures in a nameless file, for when memory is short; threads may read and write at once.
+
+    The file goes when the object goes, even after a kill. It is not mapped into memory: mapped pages would count as
+    this process's until something else wants them.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int], whole: PictureFile | None = None):
+        """Take (pictures, height, width, 3); `whole` is a file whose first pictures these are."""
+        self.shape = shape
+        self._file = whole._file if whole else tempfile.TemporaryFile(prefix="tlkeras-")
+        self._lock = whole._lock if whole else threading.Lock()
+
+    def __len__(self) -> int:
+        """Get the number of pictures."""
+        return self.shape[0]
+
+    def __setitem__(self, number: int, picture: np.ndarray) -> None:
+        """Put one picture, uint8 (height, width, 3), in its place."""
+        content = np.ascontiguousarray(picture, np.uint8).tobytes()
+        with self._lock:
+            self._file.seek(number * len(content))
+            self._file.write(content)
+
+    def __getitem__(self, key: int | slice | np.ndarray) -> np.ndarray | PictureFile:
+        """Get one picture, several by their numbers, or by `[:n]` the same file with fewer of them."""
+        if isinstance(key, slice):
+            return PictureFile((len(range(len(self))[key]), *self.shape[1:]), self)
+        if np.ndim(key):
+            return np.stack([self[number] for number in key])
+        picture = np.empty(self.shape[1:], np.uint8)
+        with self._lock:
+            self._file.seek(int(key) * picture.nbytes)
+            self._file.readinto(picture)
+        return picture
+
+
+def reserve(num_pictures: int, image_size: int) -> tuple[np.ndarray | PictureFile | None, str]:
     """Get room for decoded pictures, with the bytes estimated first: in memory, else on disk, else none.
 
     Args:
@@ -146,7 +185,7 @@ def reserve(num_pictures: int, image_size: int) -> tuple[np.ndarray | None, str]
         image_size: side in pixels.
 
     Returns:
-        uint8 (picture, height, width, 3) or None, and "memory", "disk" or "none".
+        uint8 (picture, height, width, 3), a `PictureFile` of them or None; and "memory", "disk" or "none".
 
     Raises:
         ValueError: when `image_size` is no side in pixels.
@@ -155,7 +194,7 @@ def reserve(num_pictures: int, image_size: int) -> tuple[np.ndarray | None, str]
         raise ValueError(f"image_size is a side in pixels, a whole number from 1, not {image_size!r}.")
     shape = (num_pictures, image_size, image_size, 3)
     num_bytes = math.prod(shape)
-    if num_bytes <= MEMORY_SHARE * _available_memory():
+    if num_bytes <= min(MEMORY_LIMIT, MEMORY_SHARE * _available_memory()):
         kind = "memory"
     elif num_bytes <= DISK_SHARE * shutil.disk_usage(tempfile.gettempdir()).free:
         kind = "disk"
@@ -163,9 +202,7 @@ def reserve(num_pictures: int, image_size: int) -> tuple[np.ndarray | None, str]
         kind = "none"
     logger.info("%.0f MiB of decoded pictures; cache: %s", num_bytes / 2**20, kind)
     if kind == "disk":
-        # The file has no name, so it goes when the array goes, even after a kill.
-        with tempfile.TemporaryFile(prefix="tlkeras-") as file:
-            return np.memmap(file, np.uint8, "w+", shape=shape), kind
+        return PictureFile(shape), kind
     return (np.empty(shape, np.uint8) if kind == "memory" else None), kind
 
 

@@ -13,15 +13,16 @@ import keras
 import numpy as np
 
 from tlkeras.augmentation import change_batch
+from tlkeras.pictures import PictureFile
 
 
 class Pixels:
     """Decoded pictures in memory, in a file, or decoded anew by a function; shared by all data made of them."""
 
-    def __init__(self, source: np.ndarray | Callable[[np.ndarray], np.ndarray]):
-        """Take an array (picture, height, width, 3) or a function from numbers to such an array."""
+    def __init__(self, source: np.ndarray | PictureFile | Callable[[np.ndarray], np.ndarray]):
+        """Take an array (picture, height, width, 3), a `PictureFile`, or a function from numbers to such an array."""
         self._read = source if callable(source) else source.__getitem__
-        self._array = None if callable(source) or isinstance(source, np.memmap) else source
+        self._array = source if isinstance(source, np.ndarray) else None
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
         """Get pictures as they are stored, without TensorFlow where nothing has been trained on them."""

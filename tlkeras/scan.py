@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from tlkeras.duplicates import appearance
-from tlkeras.pictures import PictureError, open_picture, read_picture, reserve, to_pixels
+from tlkeras.pictures import PictureError, PictureFile, open_picture, read_picture, reserve, to_pixels
 
 FURNITURE = {"__macosx", "thumbs.db", "desktop.ini"}
 SPLIT_FOLDERS = {
@@ -63,7 +63,9 @@ class Scan:
     class_names: tuple[str, ...]
     set_aside: tuple[SetAside, ...]
     notes: tuple[str, ...]
-    pixels: np.ndarray | None = field(repr=False)  # uint8 (picture, height, width, 3), in the order of `pictures`
+    pixels: np.ndarray | PictureFile | None = field(
+        repr=False
+    )  # uint8 (picture, height, width, 3), in the order of `pictures`
     cache: str  # where `pixels` lies: "memory", "disk" or "none"
 
 
