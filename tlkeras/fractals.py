@@ -47,7 +47,7 @@ def sample_system(rng: np.random.Generator) -> System:
         matrices = (first * (singular[:, None, :] * flips)) @ second
         determinants = np.abs(np.linalg.det(matrices)) + 0.01
         system = System(matrices, rng.uniform(-1, 1, (num_maps, 2)), determinants / determinants.sum())
-        if _coverage(_points(system, rng)[0]) > 0.12:
+        if _coverage(_points(system, rng)[0].T) > 0.12:
             return system
 
 
@@ -58,22 +58,23 @@ def render(system: System, image_size: int, rng: np.random.Generator) -> np.ndar
         system.offsets + rng.normal(0, 0.04, system.offsets.shape),
         system.probabilities,
     )
-    points, which = _points(jitter, rng)
-    points = points @ _rotations(rng.uniform(-0.6, 0.6, 1))[0]
+    (x, y), which = _points(jitter, rng)
+    rotation = _rotations(rng.uniform(-0.6, 0.6, 1))[0]
+    points = np.stack([x * rotation[0, k] + y * rotation[1, k] for k in range(2)])
     if rng.random() < 0.5:
-        points[:, 0] *= -1
-    low, high = np.quantile(points, [0.01, 0.99], axis=0)
+        points[0] *= -1
+    low, high = np.quantile(points, [0.01, 0.99], axis=1)[..., None]
     points = (points - (low + high) / 2) / max((high - low).max(), 1e-6)  # now within [-0.5, 0.5]
     centre = rng.uniform(0.42, 0.58, 2)
-    pixels = ((points * rng.uniform(0.65, 1.0) + centre) * image_size).astype(np.int64)
-    inside = ((pixels >= 0) & (pixels < image_size)).all(axis=1)
-    flat = pixels[inside, 1] * image_size + pixels[inside, 0]
+    pixels = ((points * rng.uniform(0.65, 1.0) + centre[:, None]) * image_size).astype(np.int64)
+    inside = ((pixels >= 0) & (pixels < image_size)).all(axis=0)
+    flat = pixels[1, inside] * image_size + pixels[0, inside]
     num_pixels = image_size * image_size
-    count = np.bincount(flat, minlength=num_pixels).astype(np.float64)
     palette = rng.uniform(0, 255, (len(system.matrices), 3))
-    colours = palette[which[inside]]
-    paint = np.stack([np.bincount(flat, colours[:, c], num_pixels) for c in range(3)], axis=1)
-    paint /= np.maximum(count, 1)[:, None]
+    by_map = np.bincount(which[inside] * num_pixels + flat, minlength=len(palette) * num_pixels)
+    by_map = by_map.reshape(len(palette), num_pixels).astype(np.float64)
+    count = by_map.sum(axis=0)
+    paint = (by_map.T @ palette) / np.maximum(count, 1)[:, None]
     cover = np.clip(count / max(np.quantile(count[count > 0], 0.7), 1.0), 0, 1)[:, None] ** 0.6
     back = background(image_size, rng).reshape(num_pixels, 3)
     return (back * (1 - cover) + paint * cover).reshape(image_size, image_size, 3).astype(np.uint8)
@@ -164,17 +165,21 @@ def _rotations(angles: np.ndarray) -> np.ndarray:
 
 
 def _points(system: System, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The chaos game on many points at once: (points, 2) positions and the map that led to each."""
-    which = rng.choice(len(system.probabilities), size=(_SETTLE + _STEPS, _CHAINS), p=system.probabilities)
+    """The chaos game on many points at once: (2, points) positions and the map that led to each."""
+    # As `rng.choice(..., p=...)` draws, which looks each number up in the sums.
+    sums = np.cumsum(system.probabilities)
+    drawn = rng.random((_SETTLE + _STEPS, _CHAINS))
+    which = sum((drawn >= bound).astype(np.int64) for bound in sums[:-1] / sums[-1])
+    numbers = np.concatenate([system.matrices.reshape(-1, 4), system.offsets], axis=1)  # (maps, a b c d e f)
+    chosen = numbers.T[:, which]  # (6, steps, chains)
     x, y = np.zeros(_CHAINS), np.zeros(_CHAINS)
-    xs, ys = np.empty((_STEPS, _CHAINS)), np.empty((_STEPS, _CHAINS))
-    (a, b), (c, d) = system.matrices.transpose(1, 2, 0)
-    e, f = system.offsets.T
-    for step, k in enumerate(which):
-        x, y = a[k] * x + b[k] * y + e[k], c[k] * x + d[k] * y + f[k]
+    points = np.empty((2, _STEPS, _CHAINS))
+    for step in range(_SETTLE + _STEPS):
+        a, b, c, d, e, f = chosen[:, step]
+        x, y = a * x + b * y + e, c * x + d * y + f
         if step >= _SETTLE:
-            xs[step - _SETTLE], ys[step - _SETTLE] = x, y
-    return np.stack([xs.ravel(), ys.ravel()], axis=1), which[_SETTLE:].ravel()
+            points[:, step - _SETTLE] = x, y
+    return points.reshape(2, -1), which[_SETTLE:].ravel()
 
 
 def _coverage(points: np.ndarray) -> float:
