@@ -116,6 +116,7 @@ def test_class_weights_reach_the_probe(digits):
         (np.zeros((6, 2)), np.zeros((6, 3)), r"one class \(0, 1, ...\) a row, got float64 labels \(6, 3\)"),
         (np.zeros((6, 2)), np.zeros(5, int), r"got int64 labels \(5,\)"),
         (np.zeros((6, 2)), np.full(6, -1), "one class"),
+        (np.full((6, 2), np.nan), np.array([0, 0, 0, 1, 1, 1]), "NaN or infinite"),
     ],
 )
 def test_what_cannot_be_probed_is_refused(features, labels, message):
