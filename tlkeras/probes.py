@@ -55,7 +55,7 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, kind: str = "softmax"
     if labels.shape != features.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:
         raise ValueError(f"A probe takes one class (0, 1, ...) a row, got {labels.dtype} labels {labels.shape}.")
     if not np.isfinite(features).all():
-        raise ValueError("The features hold NaN or infinite values: does the network overflow, or were they divided by 0?")
+        raise ValueError("The features hold NaN or infinite values: does the network overflow, or was divided by 0?")
     counts = np.bincount(labels, minlength=2)
     if counts.min() < 2:
         raise ValueError(f"Class {counts.argmin()} has {counts.min()} pictures; cross-validation takes 2 or more.")
