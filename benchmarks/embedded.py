@@ -32,8 +32,11 @@ SIZE, SEEDS = 96, (0, 1, 2)
 
 
 def features(weights, images: np.ndarray) -> np.ndarray:
-    """Pooled last-stage features, (pictures, 1280)."""
-    backbone = load_backbone("MobileNetV2", weights=weights, alpha=0.35, image_size=SIZE)
+    """Pooled last-stage features, (pictures, 1280), by these weights: what `load_backbone` takes, or arrays."""
+    arrays = weights if isinstance(weights, list) else None
+    backbone = load_backbone("MobileNetV2", weights=None if arrays else weights, alpha=0.35, image_size=SIZE)
+    if arrays:
+        backbone.model.set_weights(arrays)
     model = build_classifier(backbone, 2)
     network = keras.Model(model.inputs, model.get_layer("pool").output)
     return network.predict(images.astype("float32"), batch_size=64, verbose=0)
@@ -49,21 +52,32 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     return scan.pixels[chosen], np.unique(names, return_inverse=True)[1], groups, share
 
 
+def targets_of(folders: list[Path]) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, float]]:
+    """For each target its pictures, labels, a group for each, and the share of the pictures that judge."""
+    targets = {}
+    images, labels = make_fractals(20, 40, image_size=SIZE, family=1)
+    targets["unseen fractals"] = images, labels, np.arange(len(labels)), 0.5
+    images, labels = make_digits(80, image_size=SIZE)
+    targets["cluttered digits"] = images, labels, np.arange(len(labels)), 0.5
+    return targets | {folder.name: read(folder) for folder in folders}
+
+
+def accuracy(values: np.ndarray, labels: np.ndarray, groups: np.ndarray, share: float, seed: int) -> float:
+    """In per cent, of a probe on one division of the pictures."""
+    folds = StratifiedGroupKFold(round(1 / share), shuffle=True, random_state=seed)
+    train, test = next(folds.split(values, labels, groups))
+    return 100 * fit_probe(values[train], labels[train], seed=seed).score(values[test], labels[test])
+
+
 def main() -> None:
     """Print a row a target."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folders", nargs="*", type=Path, default=[])
     parser.add_argument("--weights", default="embedded", help="another file to judge")
     arguments = parser.parse_args()
-    targets = {}
-    images, labels = make_fractals(20, 40, image_size=SIZE, family=1)
-    targets["unseen fractals"] = images, labels, np.arange(len(labels)), 0.5
-    images, labels = make_digits(80, image_size=SIZE)
-    targets["cluttered digits"] = images, labels, np.arange(len(labels)), 0.5
-    targets |= {folder.name: read(folder) for folder in arguments.folders}
     kinds = {"random": None, "embedded": arguments.weights, "ImageNet": "imagenet"}
     print(f"{'accuracy (%), 3 seeds':24}" + "".join(f"{kind:>24}" for kind in kinds))
-    for name, (images, labels, groups, share) in targets.items():
+    for name, (images, *rest) in targets_of(arguments.folders).items():
         cells = []
         for weights in kinds.values():
             accuracies, cached = [], None
@@ -75,10 +89,7 @@ def main() -> None:
                         values = cached = features(weights, images)
                 except OSError:
                     break
-                folds = StratifiedGroupKFold(round(1 / share), shuffle=True, random_state=seed)
-                train, test = next(folds.split(images, labels, groups))
-                probe = fit_probe(values[train], labels[train], seed=seed)
-                accuracies.append(100 * probe.score(values[test], labels[test]))
+                accuracies.append(accuracy(values, *rest, seed))
             if not accuracies:
                 cells.append(f"{'not in reach':>24}")
                 continue
