@@ -22,6 +22,14 @@ PICTURES = Pictures(RNG.integers(0, 256, (60, 32, 32, 3)).astype("float32"), np.
 HEAD_EPOCHS = 60
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts():
+    """What a shell starts in the background ignores Ctrl-C, and so would these tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupted(Pictures):
     """The same pictures; Ctrl-C comes in the middle of an epoch, when the model has made a step or two in it."""
 
