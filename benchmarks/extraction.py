@@ -43,12 +43,12 @@ started, accuracy = time.perf_counter(), None
 backbone, train, held_out = features()
 if sys.argv[5] == "probe":
     accuracy = tl.fit_probe(train.last, train.labels).score(held_out.last, held_out.labels)
-again = time.perf_counter()
-seconds = again - started
+found = {"seconds": time.perf_counter() - started, "accuracy": accuracy}
 if sys.argv[5] == "warm":  # once more, network and engine in memory
+    again = time.perf_counter()
     features(backbone)
-done(pictures=len(train.labels) + len(held_out.labels), accuracy=accuracy, seconds=seconds,
-     warm=time.perf_counter() - again)
+    found["warm"] = time.perf_counter() - again
+done(pictures=len(train.labels) + len(held_out.labels), **found)
 """
 )
 PREDICT = (

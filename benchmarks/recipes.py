@@ -38,12 +38,11 @@ RECIPES = {
 def train(recipe: str, pictures: dict[str, np.ndarray], budget: int, seed: int) -> list[np.ndarray]:
     """The weights that a recipe makes."""
     source, method = RECIPES[recipe]
-    parts = {"fractals": ("fractals", "systems"), "photographs": ("photos", "labels")}
-    chosen = parts.values() if source == "both" else [parts[source]]
-    images, labels = pictures[next(iter(chosen))[0]], pictures[next(iter(chosen))[1]]
-    for more, their_labels in list(chosen)[1:]:
-        images = np.concatenate([images, pictures[more]])
-        labels = np.concatenate([labels, labels.max() + 1 + pictures[their_labels]])
+    photographs, fractals = (pictures["photos"], pictures["labels"]), (pictures["fractals"], pictures["systems"])
+    images, labels = fractals if source == "fractals" else photographs
+    if source == "both":
+        images = np.concatenate([images, fractals[0]])
+        labels = np.concatenate([labels, labels.max() + 1 + fractals[1]])
     steps = budget // BATCH if method == "labels" else budget // (2 * BATCH)
     task = {"labels": lambda: tl.Labels(labels), "SimCLR": tl.SimCLR, "VICReg": tl.VICReg}[method]()
     keras.utils.set_random_seed(seed)

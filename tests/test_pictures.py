@@ -109,6 +109,8 @@ def test_a_file_of_pictures_is_read_and_written_by_many_threads():
     fewer = kept[:150]
     assert len(fewer) == 150 and fewer.shape == (150, 20, 20, 3)
     np.testing.assert_array_equal(fewer[np.array([149, 3, 3])], expected[[149, 3, 3]])
+    with pytest.raises(IndexError, match="cut at its end only"):
+        kept[50:100]
 
 
 def test_pictures_beyond_the_limit_go_to_a_file_however_much_memory_is_free(monkeypatch):

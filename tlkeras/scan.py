@@ -63,9 +63,7 @@ class Scan:
     class_names: tuple[str, ...]
     set_aside: tuple[SetAside, ...]
     notes: tuple[str, ...]
-    pixels: np.ndarray | PictureFile | None = field(
-        repr=False
-    )  # uint8 (picture, height, width, 3), in the order of `pictures`
+    pixels: np.ndarray | PictureFile | None = field(repr=False)  # uint8 (picture, height, width, 3), as `pictures`
     cache: str  # where `pixels` lies: "memory", "disk" or "none"
 
 
