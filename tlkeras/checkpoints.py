@@ -126,7 +126,6 @@ class Checkpoint(keras.callbacks.Callback):
         if self._stored is None:
             return False
         self.owner.set_weights(self._part("weight"))
-        trained.optimizer.build(trained.trainable_variables)
         for variable, value in zip(trained.optimizer.variables, self._part("optimizer"), strict=True):
             variable.assign(value)
         self._stored = None
