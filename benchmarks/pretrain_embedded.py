@@ -6,7 +6,9 @@
         --peak 1.5e-3
     python benchmarks/pretrain_embedded.py --tiny-imagenet DIR --run D --start c.npz --size 96 --steps 4000 \
         --peak 1.5e-3 --fractals 4
-    python benchmarks/pretrain_embedded.py --run D --export tlkeras/embedded.npz
+    python benchmarks/pretrain_embedded.py --tiny-imagenet DIR --run E --start D --size 96 --steps 6000 \
+        --peak 2e-3 --fractals 4
+    python benchmarks/pretrain_embedded.py --run E --export tlkeras/embedded.npz
 
 Tiny ImageNet (Stanford CS231n, 200 classes at 64 px, http://cs231n.stanford.edu/tiny-imagenet-200.zip) may be
 an unpacked `wnid/**/*.JPEG` tree or a folder of zips. One softmax tells 200 photographed classes and 400
