@@ -57,6 +57,14 @@ def _mixed(make):
     return made
 tl.make_struck_objects = _mixed(tl.make_struck_objects)
 """,
+    "boxes of other pictures": """
+def _dealt(make):
+    def made(*arguments, **options):
+        images, boxes, labels = make(*arguments, **options)
+        return images, [*boxes[1:], boxes[0]], [*labels[1:], labels[0]]
+    return made
+tl.make_scenes = _dealt(tl.make_scenes)
+""",
     "views of one strength": """
 def _alike(task):
     return lambda strength=0.5, **options: task(strength=0.5, **options)
@@ -83,6 +91,7 @@ TABLE = {
     "15_without_labels": ["pretraining dropped"],
     "16_which_pretext": ["sounds of other things", "views of one strength"],
     "17_share_a_model": ["labels shuffled", "random weights", "checks dropped"],
+    "18_detection": ["random weights", "boxes of other pictures"],
 }
 
 

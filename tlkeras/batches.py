@@ -75,6 +75,7 @@ def check_labels(model: keras.Model, labels: np.ndarray) -> None:
             "binary": vector and np.isin(labels, (0, 1)),
             "multi-label": matrix and (0 <= labels) & (labels <= 1),
             "regression": (matrix or (vector and width == 1)) and np.isfinite(labels),
+            "detection": labels.shape[1:] == model.output_shape[1:] and np.isfinite(labels),
         }[task]
     )
     if not np.all(fits):
@@ -83,7 +84,8 @@ def check_labels(model: keras.Model, labels: np.ndarray) -> None:
             "binary": "0 or 1, (pictures,)",
             "multi-label": f"0 or 1, (pictures, {width})",
             "regression": f"finite numbers, (pictures, {width})",
+            "detection": f"maps of encode_objects(), (pictures, {', '.join(map(str, model.output_shape[1:]))})",
         }[task]
         raise ValueError(
-            f"Labels for {task} are {wanted}; got {labels.dtype} of shape {labels.shape}: {labels[:4]} ..."
+            f"Labels for {task} are {wanted}; got {labels.dtype} of shape {labels.shape}: {labels.ravel()[:4]} ..."
         )

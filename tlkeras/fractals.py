@@ -53,6 +53,12 @@ def sample_system(rng: np.random.Generator) -> System:
 
 def render(system: System, image_size: int, rng: np.random.Generator) -> np.ndarray:
     """Draw one picture of a system: uint8, (image_size, image_size, 3), range [0, 255]."""
+    paint, cover = _paint(system, image_size, rng)
+    return (background(image_size, rng) * (1 - cover) + paint * cover).astype(np.uint8)
+
+
+def _paint(system: System, image_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """One drawing of a system: colours, (image_size, image_size, 3), and how far they cover, (..., 1) in [0, 1]."""
     jitter = System(
         system.matrices * rng.uniform(0.94, 1.0, (len(system.matrices), 1, 1)),
         system.offsets + rng.normal(0, 0.04, system.offsets.shape),
@@ -76,8 +82,7 @@ def render(system: System, image_size: int, rng: np.random.Generator) -> np.ndar
     count = by_map.sum(axis=0)
     paint = (by_map.T @ palette) / np.maximum(count, 1)[:, None]
     cover = np.clip(count / max(np.quantile(count[count > 0], 0.7), 1.0), 0, 1)[:, None] ** 0.6
-    back = background(image_size, rng).reshape(num_pixels, 3)
-    return (back * (1 - cover) + paint * cover).reshape(image_size, image_size, 3).astype(np.uint8)
+    return paint.reshape(image_size, image_size, 3), cover.reshape(image_size, image_size, 1)
 
 
 def background(image_size: int, rng: np.random.Generator) -> np.ndarray:
@@ -119,6 +124,60 @@ def make_fractals(
         for k in range(per_class):
             images[label, k] = render(system, image_size, np.random.default_rng([family, label, first_picture + k, 1]))
     return images.reshape(-1, image_size, image_size, 3), np.repeat(np.arange(num_classes), per_class)
+
+
+def make_scenes(
+    num_pictures: int,
+    num_classes: int = 3,
+    *,
+    image_size: int = 96,
+    most: int = 3,
+    family: int = 1,
+    first_picture: int = 0,
+) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """Make pictures of one to `most` fractals in places of their own, with a box around each: something to detect.
+
+    Args:
+        num_pictures: How many pictures.
+        num_classes: Systems, numbered from 0 within the family.
+        image_size: Height and width in pixels, 32 or more; a fractal is drawn on 35 to 55 % of the side.
+        most: Fractals in a picture, at most; one that finds no free place is left out.
+        family: As in `make_fractals`.
+        first_picture: Number of the first picture; pass a later one for more of the same kind.
+
+    Returns:
+        Images, uint8, (num_pictures, image_size, image_size, 3), range [0, 255]; for each picture boxes, float32,
+        (objects, 4): left, top, right, bottom in pixels; and for each its labels, int64, (objects,).
+
+    Examples:
+    >>> images, boxes, labels = make_scenes(2, image_size=48)
+    >>> images.shape, boxes[0].shape[1]
+    ((2, 48, 48, 3), 4)
+    """
+    _check_counts(num_pictures=num_pictures, num_classes=num_classes, image_size=image_size, most=most)
+    if image_size < 32:
+        raise ValueError(f"Fractals in a scene are told apart from 32 pixels a side, got image_size={image_size}.")
+    systems = [sample_system(np.random.default_rng([family, label])) for label in range(num_classes)]
+    images, boxes, labels = [], [], []
+    for k in range(num_pictures):
+        rng = np.random.default_rng([family, first_picture + k, 2])
+        picture, found, names = background(image_size, rng), [], []
+        for label in rng.integers(num_classes, size=rng.integers(1, most + 1)):
+            side = int(image_size * rng.uniform(0.35, 0.55))
+            paint, cover = _paint(systems[label], side, rng)
+            rows, columns = (np.flatnonzero((cover[..., 0] > 0.3).any(axis=axis)) for axis in (1, 0))
+            for left, top in rng.integers(0, image_size - side + 1, (20, 2)):
+                box = left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1
+                if all(box[0] >= x2 or box[2] <= x1 or box[1] >= y2 or box[3] <= y1 for x1, y1, x2, y2 in found):
+                    window = picture[top : top + side, left : left + side]
+                    window[:] = window * (1 - cover) + paint * cover
+                    found.append(box)
+                    names.append(label)
+                    break
+        images.append(picture.astype(np.uint8))
+        boxes.append(np.array(found, np.float32))
+        labels.append(np.array(names, np.int64))
+    return np.stack(images), boxes, labels
 
 
 def make_digits(per_class: int, *, image_size: int = 96, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

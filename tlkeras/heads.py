@@ -10,7 +10,7 @@ import keras
 
 from tlkeras.backbones import Backbone
 
-TASKS = ("classification", "binary", "multi-label", "regression")
+TASKS = ("classification", "binary", "multi-label", "regression", "detection")
 AUGMENTATION = "augmentation"  # name of the layer that stands first in every model
 
 
@@ -25,7 +25,7 @@ class Transfer:
         stages: Names of the backbone's cut points that this model holds, first to last.
         backbone_layers: Names of all pretrained layers, in the order of the graph.
         head_layers: Names of the layers of the head; the first takes the backbone's feature map.
-        task: One of "classification", "binary", "multi-label", "regression".
+        task: One of "classification", "binary", "multi-label", "regression", "detection".
         alpha: Width of the backbone, where it has one.
     """
 
@@ -115,7 +115,7 @@ def build_classifier(
         backbone: From `load_backbone`.
         num_classes: Classes; labels of a multi-label task; values of a regression. Ignored for "binary".
         task: "classification" (integer labels), "binary" (labels 0 or 1, one logit), "multi-label" (0/1
-            matrix) or "regression" (floats).
+            matrix), "regression" (floats) or "detection" (which wants a head: call `build_detector`).
         head: Any layer from the feature map to logits (batch, outputs); it is copied as well, with its weights if
             it has any. Default: `build_head(num_classes)`.
         stage: Where the head sits: a name from `backbone.stages`, or an index into it (-2 is the last but
@@ -150,8 +150,9 @@ def build_classifier(
         outputs = steps[-1](outputs)
         if layer.weights:
             steps[-1].set_weights(layer.get_weights())
-    if tuple(outputs.shape) != (None, num_outputs):
-        raise ValueError(f"The head gives {tuple(outputs.shape)}; task {task!r} wants (None, {num_outputs}).")
+    shape = (None, *features.shape[1:3], num_classes + 4) if task == "detection" else (None, num_outputs)
+    if tuple(outputs.shape) != shape:
+        raise ValueError(f"The head gives {tuple(outputs.shape)}; task {task!r} wants {shape}.")
     model = keras.Model(inputs, outputs, name=f"{backbone.name}_classifier")
     kept = {id(layer) for layer in keras.Model(inputs, features).layers}
     model.transfer = Transfer(

@@ -81,9 +81,41 @@ class SmoothedCrossentropy(keras.losses.CategoricalCrossentropy):
         return super().call(keras.ops.one_hot(classes, y_pred.shape[-1]), y_pred)
 
 
+@keras.saving.register_keras_serializable("tlkeras")
+class DetectionLoss(keras.losses.Loss):
+    """Of a detector's maps: is the middle of an object here, and how far are its sides?
+
+    The first is the focal loss of CenterNet (Zhou and others 2019, https://arxiv.org/abs/1904.07850, equation 1), which
+    forgives scores beside a middle; the second the absolute error of the four distances, at the middles only. Both are
+    divided by the number of objects of the picture.
+    """
+
+    def __init__(self, side_weight: float = 5.0, **options):
+        """Take how much the sides count beside the middles."""
+        super().__init__(**options)
+        self.side_weight = side_weight
+
+    def call(self, y_true, y_pred):
+        """Get the loss of each picture, (batch,), from maps of `encode_objects` and of the model."""
+        ops = keras.ops
+        heat, logits = y_true[..., :-4], y_pred[..., :-4]
+        middle, score = ops.cast(heat > 0.999, logits.dtype), ops.sigmoid(logits)
+        hit = middle * (1 - score) ** 2 * ops.softplus(-logits)
+        miss = (1 - middle) * (1 - heat) ** 4 * score**2 * ops.softplus(logits)
+        off = ops.abs(y_true[..., -4:] - ops.softplus(y_pred[..., -4:])) * ops.max(middle, axis=-1, keepdims=True)
+        total = ops.sum(hit + miss, axis=(1, 2, 3)) + self.side_weight * ops.sum(off, axis=(1, 2, 3))
+        return total / ops.maximum(ops.sum(middle, axis=(1, 2, 3)), 1)
+
+    def get_config(self):
+        """Get what `from_config` needs."""
+        return {**super().get_config(), "side_weight": self.side_weight}
+
+
 def make_objective(model: keras.Model, label_smoothing: float) -> dict:
     """Get the loss and the metrics of the model's task, as arguments for `compile`."""
     task = model.transfer.task
+    if task == "detection":
+        return {"loss": DetectionLoss()}
     if task == "regression":
         error = keras.metrics.MeanAbsoluteError(name="mean_absolute_error")
         return {"loss": keras.losses.MeanSquaredError(), "metrics": [error]}
