@@ -6,6 +6,7 @@ from conftest import make_tiny_backbone
 
 import tlkeras as tl
 from tlkeras.optimizers import DetectionLoss
+from tlkeras.predictions import to_probabilities
 
 
 def of(boxes, labels, scores):
@@ -163,6 +164,8 @@ def test_misuse_is_refused_with_the_next_step(detector, scenes):
     classifier = tl.build_classifier(make_tiny_backbone(32), 3)
     with pytest.raises(ValueError, match=r"task is 'classification'; a detector comes from build_detector\(\)"):
         tl.detect(classifier, scenes[0])
+    with pytest.raises(ValueError, match=r"read by detect\(\)"):
+        to_probabilities(detector.predict(scenes[0][:2], verbose=0), detector.transfer.task)
     with pytest.raises(ValueError, match="takes pictures of shape"):
         tl.detect(detector, scenes[0][:, :16])
     with pytest.raises(ValueError, match=r"maps of encode_objects\(\), \(pictures, 8, 8, 6\)"):

@@ -90,7 +90,8 @@ def to_probabilities(logits: np.ndarray, task: str = "classification") -> np.nda
 
     logits = np.asarray(logits, dtype=np.float64)
     if logits.ndim != 2:
-        raise ValueError(f"Logits have the shape (pictures, outputs), got {logits.shape}.")
+        hint = " A detector's maps are read by detect()." if logits.ndim == 4 else ""
+        raise ValueError(f"Logits have the shape (pictures, outputs), got {logits.shape}.{hint}")
     if not np.isfinite(logits).all():
         broken = int((~np.isfinite(logits).all(axis=1)).sum())
         raise ValueError(
