@@ -5,6 +5,7 @@ import tensorflow as tf
 from conftest import make_tiny_backbone
 
 import tlkeras as tl
+from tlkeras.fractals import background
 from tlkeras.optimizers import DetectionLoss
 from tlkeras.predictions import to_probabilities
 
@@ -38,12 +39,15 @@ def answering(model, outputs):
     return fixed
 
 
-def test_scenes_are_the_same_each_time_and_a_box_holds_what_differs_from_the_background():
+def test_scenes_are_the_same_each_time_and_the_boxes_hold_what_differs_from_the_background():
     images, boxes, labels = tl.make_scenes(5, 3, image_size=64)
     again = tl.make_scenes(2, 3, image_size=64, first_picture=3)
     np.testing.assert_array_equal(images[3:], again[0])
     np.testing.assert_array_equal(boxes[4], again[1][1])
-    for some, names in zip(boxes, labels, strict=True):
+    for k, (some, names) in enumerate(zip(boxes, labels, strict=True)):
+        change = np.abs(images[k] - background(64, np.random.default_rng([1, k, 2]))).sum(axis=-1)
+        inside = sum(change[int(y1) : int(y2), int(x1) : int(x2)].sum() for x1, y1, x2, y2 in some)
+        assert inside > 0.9 * change[change > 3].sum() > 0
         assert 1 <= len(some) <= 3 and some.shape == (len(names), 4) and names.max() < 3
         assert np.all(some[:, :2] < some[:, 2:]) and some.min() >= 0 and some.max() <= 64
         for j, one in enumerate(some):
@@ -61,8 +65,8 @@ def test_a_detector_that_gives_the_encoded_maps_finds_every_box_again(detector, 
     maps = tl.encode_objects(detector, boxes, labels)
     assert maps.shape == (60, 8, 8, 6)
     assert (maps[..., :2] == 1).sum() == sum(map(len, labels))
-    fixed = answering(detector, as_logits(maps)[:4])
-    for found, some, names in zip(tl.detect(fixed, images[:4]), boxes, labels, strict=False):
+    fixed = answering(detector, as_logits(maps)[:32])
+    for found, some, names in zip(tl.detect(fixed, images[:32]), boxes, labels, strict=False):
         order, truth = np.lexsort(found.boxes.T), np.lexsort(some.T)
         np.testing.assert_allclose(found.boxes[order], some[truth], atol=0.02)
         np.testing.assert_array_equal(found.labels[order], names[truth])
@@ -140,9 +144,12 @@ def test_a_detector_is_saved_and_loaded_by_keras(detector, scenes, tmp_path):
     np.testing.assert_allclose(again.predict(scenes[0][:2], verbose=0), detector.predict(scenes[0][:2], verbose=0))
 
 
-def test_the_default_stage_is_the_last_whose_map_has_a_sixteenth_of_the_side():
-    backbone = tl.load_backbone("MobileNetV2", weights=None, alpha=0.35, image_size=64)
-    assert tl.build_detector(backbone, 3).output_shape == (None, 4, 4, 7)
+@pytest.mark.parametrize(
+    ("name", "size", "side"), [("MobileNetV2", 64, 4), ("MobileNetV2", 72, 5), ("Xception", 75, 5)]
+)
+def test_the_default_stage_has_a_place_for_each_16_pixels_or_so(name, size, side):
+    backbone = tl.load_backbone(name, weights=None, image_size=size)
+    assert tl.build_detector(backbone, 3).output_shape == (None, side, side, 7)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +158,7 @@ def test_the_default_stage_is_the_last_whose_map_has_a_sixteenth_of_the_side():
         ([[[4, 4, 4, 8]]], [[0]], r"Picture 0: boxes are left, top, right, bottom in pixels within 32 x 32"),
         ([[[4, 4, 8, 33]]], [[0]], "within 32 x 32"),
         ([[[4, 4, 8, 8]]], [[2]], r"needs a label from 0 to 1, got \[2\]"),
+        ([[[4, 4, 8, 8]]], [[0.9]], r"from 0 to 1, got \[0.9\]"),
         ([[[4, 4, 8, 8]]], [[0, 1]], "each of 1 boxes needs a label"),
         ([[[4, 4, 8, 8]]], [], "boxes of 1 pictures and labels of 0"),
     ],
@@ -168,6 +176,10 @@ def test_misuse_is_refused_with_the_next_step(detector, scenes):
         to_probabilities(detector.predict(scenes[0][:2], verbose=0), detector.transfer.task)
     with pytest.raises(ValueError, match="takes pictures of shape"):
         tl.detect(detector, scenes[0][:, :16])
+    assert tl.detect(detector, scenes[0][:0]) == []
+    for wrong in ({"threshold": 0}, {"threshold": 1.5}, {"most": 0}):
+        with pytest.raises(ValueError, match="threshold lies between 0 and 1 and most is at least 1"):
+            tl.detect(detector, scenes[0], **wrong)
     with pytest.raises(ValueError, match=r"maps of encode_objects\(\), \(pictures, 8, 8, 6\)"):
         labels = tf.data.Dataset.from_tensor_slices((scenes[0], np.zeros(60, int))).batch(20)
         tl.train_head(detector, labels, settings=tl.Settings(verbose=0))

@@ -47,13 +47,14 @@ def build_detector(
     """Get a model from raw pictures to maps of what is where: a copy of the backbone, frozen, and a detection head.
 
     The head is a 3 x 3 convolution with group norm and a ReLU, and a 1 x 1 convolution. At each place of the map it can
-    name one object of a class, so the map must be finer than the objects are close.
+    name one object of a class, and of two neighbouring places `detect` keeps the surer one: objects of a class should
+    be two places apart, and about a place wide or more.
 
     Args:
         backbone: From `load_backbone`.
         num_classes: Kinds of objects.
-        stage: Where the head sits, as in `build_classifier`. Default: the last stage whose map has at least a
-            sixteenth of the picture's side.
+        stage: Where the head sits, as in `build_classifier`. Default: the last stage with a place for each 16 pixels
+            or so of the picture's side; the first if there is none.
         width: Channels of the first convolution.
 
     Returns:
@@ -71,7 +72,8 @@ def build_detector(
         raise ValueError(f"num_classes and width must be at least 1, got {num_classes} and {width}.")
     if stage is None:
         sides = {name: backbone.model.get_layer(name).output.shape[1] for name in backbone.stages}
-        stage = [name for name, side in sides.items() if 16 * side >= backbone.image_size][-1]
+        fine = [name for name, side in sides.items() if 24 * side > backbone.image_size]  # a stride of 16, not of 32
+        stage = fine[-1] if fine else backbone.stages[0]
     layers = keras.layers
     # A logit of -2 says "rarely a middle", and softplus(-2) is an eighth of the picture: a start near the truth.
     last = layers.Conv2D(num_classes + 4, 1, bias_initializer=keras.initializers.Constant(-2.0), dtype="float32",
@@ -95,8 +97,8 @@ def encode_objects(model: keras.Model, boxes: Sequence[np.ndarray], labels: Sequ
 
     Returns:
         float32 (pictures, rows, columns, classes + 4). Of each class 1 at the place of an object's middle, less around
-        it (a Gaussian a sixth of the object wide), 0 elsewhere; then, at the middles, the distances to the sides. Where
-        two objects share a place, the smaller one's are kept.
+        it (a Gaussian a sixth of the object wide); then, at the middles, the distances to the sides from the centre of
+        the place, at least 0. Where two objects share a place, the smaller one's are kept, for both classes.
 
     Raises:
         ValueError: If a box is empty or leaves the picture, a label is no class, or their numbers differ.
@@ -108,11 +110,12 @@ def encode_objects(model: keras.Model, boxes: Sequence[np.ndarray], labels: Sequ
     maps = np.zeros((len(boxes), rows, columns, channels), np.float32)
     y, x = np.mgrid[:rows, :columns]
     for k, (some, names) in enumerate(zip(boxes, labels, strict=True)):
-        some, names = np.asarray(some, np.float64).reshape(-1, 4), np.asarray(names).astype(np.int64)
+        some, given = np.asarray(some, np.float64).reshape(-1, 4), np.asarray(names)
+        names = given.astype(np.int64)
         low, high = some[:, :2] / size, some[:, 2:] / size  # as shares of the picture
-        if len(some) != len(names) or np.any((names < 0) | (names >= num_classes)):
+        if len(some) != len(names) or np.any((names != given) | (names < 0) | (names >= num_classes)):
             raise ValueError(
-                f"Picture {k}: each of {len(some)} boxes needs a label from 0 to {num_classes - 1}, got {names}."
+                f"Picture {k}: each of {len(some)} boxes needs a label from 0 to {num_classes - 1}, got {given}."
             )
         if not np.all((low >= 0) & (low < high) & (high <= 1)):
             raise ValueError(
@@ -134,23 +137,27 @@ def detect(model: keras.Model, images: np.ndarray, *, threshold: float = 0.3, mo
     Args:
         model: From `build_detector`, trained.
         images: (pictures, height, width, 3) in [0, 255].
-        threshold: The least score that counts. Take 0.05 or less for `average_precision`, which looks at all.
+        threshold: The least score that counts, in (0, 1); for `average_precision`, which looks at all, 0.05 or less.
         most: Objects of a picture, at most.
 
     Returns:
         What was found in each picture. A place counts if no neighbour has a higher score for the same class.
 
     Raises:
-        ValueError: If the model is no detector, or the pictures do not fit it.
+        ValueError: If the model is no detector, the pictures do not fit it, or a number is not as said.
     """
     from scipy.ndimage import maximum_filter
 
     if np.shape(images)[1:] != _detector(model).input_shape[1:]:
         raise ValueError(f"The model takes pictures of shape {model.input_shape}, got {np.shape(images)}.")
+    if not 0 < threshold < 1 or most < 1:
+        raise ValueError(f"threshold lies between 0 and 1 and most is at least 1, got {threshold} and {most}.")
+    if not len(images):
+        return []
     batches = (images[start : start + 32] for start in range(0, len(images), 32))
     maps = np.concatenate([outputs[0] for outputs in KerasEngine(model).run(batches)]).astype(np.float64)
-    scores, sides = 1 / (1 + np.exp(-maps[..., :-4])), np.logaddexp(0, maps[..., -4:])
-    scores = np.where(scores == maximum_filter(scores, size=(1, 3, 3, 1)), scores, 0.0)
+    logits, sides = maps[..., :-4], np.logaddexp(0, maps[..., -4:])
+    scores = np.where(logits == maximum_filter(logits, size=(1, 3, 3, 1)), 1 / (1 + np.exp(-logits)), 0.0)
     size, grid = np.array(model.input_shape[2:0:-1]), np.array(scores.shape[2:0:-1])
     found = []
     for score, side in zip(scores, sides, strict=True):

@@ -149,6 +149,9 @@ def make_scenes(
         Images, uint8, (num_pictures, image_size, image_size, 3), range [0, 255]; for each picture boxes, float32,
         (objects, 4): left, top, right, bottom in pixels; and for each its labels, int64, (objects,).
 
+    Raises:
+        ValueError: If a number is below 1, or image_size below 32.
+
     Examples:
     >>> images, boxes, labels = make_scenes(2, image_size=48)
     >>> images.shape, boxes[0].shape[1]

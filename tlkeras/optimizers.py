@@ -87,7 +87,7 @@ class DetectionLoss(keras.losses.Loss):
 
     The first is the focal loss of CenterNet (Zhou and others 2019, https://arxiv.org/abs/1904.07850, equation 1), which
     forgives scores beside a middle; the second the absolute error of the four distances, at the middles only. Both are
-    divided by the number of objects of the picture.
+    divided by the number of middles in the picture, or by 1 if there is none.
     """
 
     def __init__(self, side_weight: float = 5.0, **options):
@@ -99,7 +99,7 @@ class DetectionLoss(keras.losses.Loss):
         """Get the loss of each picture, (batch,), from maps of `encode_objects` and of the model."""
         ops = keras.ops
         heat, logits = y_true[..., :-4], y_pred[..., :-4]
-        middle, score = ops.cast(heat > 0.999, logits.dtype), ops.sigmoid(logits)
+        middle, score = ops.cast(heat >= 1, logits.dtype), ops.sigmoid(logits)
         hit = middle * (1 - score) ** 2 * ops.softplus(-logits)
         miss = (1 - middle) * (1 - heat) ** 4 * score**2 * ops.softplus(logits)
         off = ops.abs(y_true[..., -4:] - ops.softplus(y_pred[..., -4:])) * ops.max(middle, axis=-1, keepdims=True)

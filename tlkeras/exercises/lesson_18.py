@@ -20,7 +20,7 @@ EXERCISES = {
             IN_PER_CENT,
             (
                 lambda a: np.all(a[:, 0] > 99),
-                "at 0.5 all are found. Both sides by the factor, about the middle?",
+                "at 0.5 all are found. Both sides by the factor?",
             ),
             (lambda a: a[0, 1] > 99, "1.1 times as large the overlap is 0.83, enough at 0.75."),
             (lambda a: np.all(a[1:, 1] < 1), "1 / 1.2² is below 0.75. Did both sides grow?"),
@@ -31,8 +31,10 @@ EXERCISES = {
         (2, 3),
         (
             IN_PER_CENT,
+            (lambda a: a[0].min() > 50, "on 6 x 6 places it finds more: 40 epochs at 1e-2, on pretrained weights?"),
+            (lambda a: a[1].min() > 5, "on 3 x 3 places it finds more: pretrained weights, and maps for this model?"),
             (
-                lambda a: a[0].mean() > a[1].mean() + 10,
+                lambda a: np.all(a[0] > a[1] + 10),
                 "on 3 x 3 places AP is more than 10 points lower. Is the second row `stage=backbone.stages[-1]`?",
             ),
         ),
