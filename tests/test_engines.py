@@ -5,7 +5,8 @@ from conftest import make_tiny_backbone
 from test_features import Pictures
 
 from tlkeras.backbones import load_backbone
-from tlkeras.engines import KerasEngine, OpenVINOEngine, cache_root, load_engine, network_key
+from tlkeras.cache import cache_root
+from tlkeras.engines import KerasEngine, OpenVINOEngine, load_engine, network_key
 from tlkeras.features import extract_features, feature_model
 from tlkeras.heads import build_classifier
 

@@ -182,7 +182,7 @@ def cache(
 ) -> None:
     """Show what is kept on disk to save time: features by network, and compiled engines."""
     _talk()
-    from tlkeras.engines import cache_root, clear_engines, list_engines
+    from tlkeras.cache import cache_root, clear_engines, list_engines
     from tlkeras.store import FeatureStore
 
     folder = cache_root()

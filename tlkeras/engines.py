@@ -10,35 +10,24 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
-from pathlib import Path
 
 import keras
 import numpy as np
 
+from tlkeras.cache import cache_root, read_engine, save_engine
+
 log = logging.getLogger("tlkeras")
 
-MAX_FILES, MAX_BYTES = 100, 3_000_000_000  # an engine is a graph, its weights and what was compiled of them
 MAX_LOADED = 4  # engines in memory, for the next call with the same network
 # Pictures go through in slices whose largest maps fit the processor's cache: 1.4 times as fast as 32 at a time for the
 # smallest nets at 224 px, and no slower for the others (`benchmarks/slices.py`).
 SLICE_BYTES = 10_000_000
 _LOADED: dict[tuple[str, str], OpenVINOEngine] = {}
 ENGINES = ("auto", "keras", "openvino", "openvino-bfloat16")
-
-
-def cache_root() -> Path | None:
-    """Get the folder of compiled engines and stored features: TLKERAS_CACHE or the user's; None where that is "off"."""
-    from platformdirs import user_cache_path
-
-    chosen = os.environ.get("TLKERAS_CACHE")
-    if chosen == "off":
-        return None
-    return Path(chosen) if chosen else user_cache_path("tlkeras")
 
 
 class KerasEngine:
@@ -84,13 +73,12 @@ class OpenVINOEngine:
                 log.warning("%s cannot be written (%s): the engine is compiled anew each time.", folder, error)
                 folder = None
         stored = folder and folder / "engines" / f"{key or network_key(network)}.xml"
-        graph = _read(core, stored) if stored else None
+        graph = read_engine(core, stored) if stored else None
         kept = graph is not None
         if not kept:
             graph = _convert(network)
             if stored:
-                _make_room()
-                _save(graph, stored)
+                save_engine(graph, stored)
         self._slice = _slice_size(graph)
         self._compile = lambda dtype: core.compile_model(_taking(graph, dtype), "CPU", options)
         self._compiled = {}  # by the type of the images
@@ -121,8 +109,8 @@ class OpenVINOEngine:
                 free = [compiled.create_infer_request() for _ in range(wanted)]
             images = np.ascontiguousarray(images, dtype=dtype)
             # Slices of one size: OpenVINO prepares for each size anew, which cost a third of the time at 96 px.
-            count = -(-len(images) // self._slice) if self._slice else 1
-            step = max(1, -(-len(images) // max(1, count)))
+            count = math.ceil(len(images) / self._slice) if self._slice else 1
+            step = math.ceil(len(images) / max(count, 1)) or 1
             for start in range(0, len(images), step):
                 if not free:
                     yield from finish()
@@ -165,18 +153,6 @@ def load_engine(network: keras.Model, engine: str = "auto") -> KerasEngine | Ope
             raise ValueError(f"OpenVINO cannot run this network ({reason}). Take engine='keras'.") from error
         log.warning("OpenVINO cannot run this network (%s); Keras runs it.", reason)
         return KerasEngine(network)
-
-
-def list_engines() -> list[Path]:
-    """Get the files of all engines that are kept on disk."""
-    folder = cache_root()
-    return sorted(file for file in (folder / "engines").glob("*") if file.is_file()) if folder else []
-
-
-def clear_engines() -> None:
-    """Delete all engines that are kept on disk."""
-    for file in list_engines():
-        _delete(file)
 
 
 def network_key(network: keras.Model) -> str:
@@ -235,67 +211,3 @@ def _taking(graph, dtype: type):
     steps = PrePostProcessor(graph)
     steps.input().tensor().set_element_type(Type.u8)
     return steps.build()
-
-
-def _read(core, path: Path):
-    """A kept network, or None where there is none or it is not what was written."""
-    try:
-        if path.with_suffix(".sha").read_text() != _digest(path):
-            raise OSError("its checksum is another")
-        return core.read_model(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, RuntimeError) as error:
-        log.warning("the engine %s is damaged (%s) and is made anew.", path, str(error).strip().splitlines()[-1])
-        # What the processor's compiler made of it may be damaged as well.
-        for file in (path, *path.parent.glob("*.blob")):
-            _delete(file)
-        return None
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes() + path.with_suffix(".bin").read_bytes()).hexdigest()
-
-
-def _make_room() -> None:
-    """Delete the engines that were kept first where there are too many, or too many bytes of them."""
-
-    def age_and_size(file: Path) -> tuple[float, int]:
-        try:
-            status = file.stat()
-        except OSError:  # another process was faster
-            return 0.0, 0
-        return status.st_mtime, status.st_size
-
-    files = sorted(((*age_and_size(file), file) for file in list_engines()), reverse=True)
-    total = 0
-    for count, (_, size, file) in enumerate(files):
-        total += size
-        if count >= MAX_FILES or total > MAX_BYTES:
-            _delete(file)
-
-
-def _delete(file: Path) -> None:
-    try:
-        file.unlink(missing_ok=True)
-    except OSError:
-        log.debug("%s is in use and stays", file)
-
-
-def _save(graph, path: Path) -> None:
-    """Write the converted network under a name of its own first, so that no reader sees half of it."""
-    import openvino
-
-    draft = path.with_name(f".{os.getpid()}-{path.stem}.xml")
-    try:
-        openvino.save_model(graph, draft, compress_to_fp16=False)
-        os.replace(draft.with_suffix(".bin"), path.with_suffix(".bin"))
-        os.replace(draft, path)
-        note = draft.with_suffix(".sha")
-        note.write_text(_digest(path))
-        os.replace(note, path.with_suffix(".sha"))
-    except (OSError, RuntimeError) as error:
-        log.warning("the engine could not be kept in %s: %s", path.parent, error)
-    finally:
-        for suffix in (".xml", ".bin", ".sha"):
-            _delete(draft.with_suffix(suffix))

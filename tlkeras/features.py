@@ -18,7 +18,8 @@ import numpy as np
 
 from tlkeras.backbones import Backbone
 from tlkeras.batches import count_batches
-from tlkeras.engines import cache_root, load_engine, network_key
+from tlkeras.cache import cache_root
+from tlkeras.engines import load_engine, network_key
 from tlkeras.freezing import trainable_layers, transfer_of
 from tlkeras.heads import AUGMENTATION
 from tlkeras.store import FeatureStore, picture_key

@@ -18,8 +18,8 @@ import urllib.request
 import uuid
 from pathlib import Path
 
+from tlkeras.cache import cache_root
 from tlkeras.card import CARD, MAX_CARD_BYTES, ArtifactError, open_card, sha256
-from tlkeras.engines import cache_root
 from tlkeras.modelcard import FILES, FORMAT, max_bytes, parse_model_card, read_model_card
 
 log = logging.getLogger("tlkeras")

@@ -18,10 +18,7 @@ EXERCISES = {
         (3, 2),
         (
             IN_PER_CENT,
-            (
-                lambda a: np.all(a[:, 0] > 99),
-                "at 0.5 all are found. Both sides by the factor?",
-            ),
+            (lambda a: np.all(a[:, 0] > 99), "at 0.5 all are found. Both sides by the factor?"),
             (lambda a: a[0, 1] > 99, "1.1 times as large the overlap is 0.83, enough at 0.75."),
             (lambda a: np.all(a[1:, 1] < 1), "1 / 1.2² is below 0.75. Did both sides grow?"),
         ),
