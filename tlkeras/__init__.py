@@ -42,6 +42,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "loaders": ["load_arrays", "load_folder"],
         "modelcard": ["read_model_card"],
         "pictures": ["decode_picture"],
+        "pipelines": ["make_batches"],
         "plots": ["plot_confusion", "plot_history", "plot_intervals", "plot_pictures", "plot_reliability"],
         "predictions": ["open_test", "predict"],
         "pretexts": ["Labels", "Rotation", "SimCLR", "VICReg"],

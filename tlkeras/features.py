@@ -22,6 +22,7 @@ from tlkeras.cache import cache_root
 from tlkeras.engines import load_engine, network_key
 from tlkeras.freezing import trainable_layers, transfer_of
 from tlkeras.heads import AUGMENTATION
+from tlkeras.pipelines import without_autotuning
 from tlkeras.store import FeatureStore, picture_key
 
 log = logging.getLogger("tlkeras")
@@ -135,6 +136,7 @@ def extract_features(
     if cache and not pooled:
         raise ValueError("Only pooled features are cached: whole maps would fill the disk. Leave out cache=True.")
     count_batches(batches)
+    batches = without_autotuning(batches)
     names = _layer_names(source, stages)
     network = _feature_network(source, names, pooled)
     runner = load_engine(network, engine)
@@ -174,6 +176,7 @@ def compute_features(
         ValueError: If `batches` is empty, without end, or not something that can be gone through again.
     """
     count_batches(batches)
+    batches = without_autotuning(batches)
     augmentation, runner = model.get_layer(AUGMENTATION), load_engine(feature_model(model, layer), engine)
 
     def augmented() -> Iterator:

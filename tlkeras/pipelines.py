@@ -103,22 +103,66 @@ def make_pipeline(
         pictures = pictures.batch(batch_size)
         change = change_batch(augment)
         if change is None:
-            return pictures.map(
+            pictures = pictures.map(
                 lambda batch, label: (tf.cast(pixels.gather(batch, image_size), tf.float32), label),
                 num_parallel_calls=tf.data.AUTOTUNE,
-            ).prefetch(tf.data.AUTOTUNE)
+            )
+            return without_autotuning(pictures.prefetch(2))
         pictures = pictures.map(
             lambda batch, label: (pixels.gather(batch, image_size), label), num_parallel_calls=tf.data.AUTOTUNE
         )
         # A number drawn for each batch of each epoch: batches do not depend on which thread came first, nor on
         # whether somebody has looked at a few of them before.
         draws = tf.data.Dataset.random(shuffle, rerandomize_each_iteration=True).batch(2, drop_remainder=True)
-        return (
-            tf.data.Dataset.zip(pictures, draws)
-            .map(
-                lambda pair, draw: (change(pair[0], draw), pair[1]),
-                # Keras layers keep their random state in a variable, which threads would race for.
-                num_parallel_calls=tf.data.AUTOTUNE if augment == "light" else None,
-            )
-            .prefetch(tf.data.AUTOTUNE)
+        pictures = tf.data.Dataset.zip(pictures, draws).map(
+            lambda pair, draw: (change(pair[0], draw), pair[1]),
+            # Keras layers keep their random state in a variable, which threads would race for.
+            num_parallel_calls=tf.data.AUTOTUNE if augment == "light" else None,
         )
+        return without_autotuning(pictures.prefetch(2))
+
+
+def make_batches(images: np.ndarray, labels: np.ndarray, *, batch_size: int = 32, seed: int | None = None) -> Any:
+    """Get arrays as batches, which training and extraction take: in order, or shuffled anew in each pass.
+
+    As `from_tensor_slices((images, labels)).shuffle(...).batch(...)`, but a pass does not wait at its end; see
+    `without_autotuning`. For a split into training, validation and test take `load_arrays`.
+
+    Args:
+        images: pictures in [0, 255], or anything else with one row an example, such as features.
+        labels: one row each.
+        batch_size: examples a batch.
+        seed: of the order; None keeps the order.
+
+    Returns:
+        A tf.data.Dataset of (float32 images (batch, ...), labels (batch, ...)).
+
+    Raises:
+        ValueError: If there is not one label an image.
+
+    Example:
+    >>> import numpy as np
+    >>> import tlkeras as tl
+    >>> [labels.numpy().tolist() for _, labels in tl.make_batches(np.zeros((5, 8, 8, 3)), np.arange(5), batch_size=2)]
+    [[0, 1], [2, 3], [4]]
+    """
+    if len(images) != len(labels):
+        raise ValueError(f"There must be one label an image, got {len(images)} images and {len(labels)} labels.")
+    numbers = np.arange(len(labels))
+    return make_pipeline(Pixels(np.asarray(images)), numbers, labels, image_size=0, batch_size=batch_size, shuffle=seed)
+
+
+def without_autotuning(batches: Any) -> Any:
+    """Get the same tf.data.Dataset with its autotuner off; anything else as it is.
+
+    The autotuner's thread naps for 10 ms, then 20, 40 and so on up to a minute, and who closes an iterator often waits
+    until it wakes: the call that wakes it comes before the note that the iterator is cancelled, so it naps again. Thus
+    a pass takes up to twice as long as its work (`benchmarks/autotuning.py`). AUTOTUNE then means a call for each core.
+    """
+    if not hasattr(batches, "with_options"):
+        return batches
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.with_options(options)

@@ -17,6 +17,7 @@ import numpy as np
 from tlkeras.backbones import Backbone
 from tlkeras.embeddings import effective_rank, spread
 from tlkeras.optimizers import warmup_cosine
+from tlkeras.pipelines import without_autotuning
 from tlkeras.pretexts import Pretext
 from tlkeras.probes import fit_probe
 from tlkeras.progress import EpochLines
@@ -291,4 +292,5 @@ def _batches(images: np.ndarray, targets: np.ndarray, task: Pretext, settings: P
             draw = tf.stack([tf.constant(settings.seed + 1, tf.int64), 16 * step])
             return task.batch(tf.cast(tf.gather(images, rows), tf.float32), tf.gather(targets, rows), draw)
 
-        return tf.data.Dataset.range(first, settings.steps).map(make, num_parallel_calls=2).prefetch(4)
+        steps = tf.data.Dataset.range(first, settings.steps)
+        return without_autotuning(steps.map(make, num_parallel_calls=2).prefetch(4))

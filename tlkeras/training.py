@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from tlkeras.freezing import (
 from tlkeras.heads import AUGMENTATION
 from tlkeras.history import History
 from tlkeras.optimizers import DiscriminativeAdam, learning_rate_factors, make_objective, warmup_cosine
+from tlkeras.pipelines import make_batches, without_autotuning
 from tlkeras.progress import EpochLines
 
 log = logging.getLogger("tlkeras")
@@ -222,6 +224,7 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
     checkpoint.load()
     if phase != "head" and not trainable_layers(model):
         raise ValueError("The backbone is frozen as a whole: call unfreeze_top(model, stages=1) before fine_tune.")
+    train, validation = without_autotuning(train), without_autotuning(validation)
     num_pictures = check_batches(model, train)
     trained, inputs, held_out, num_batches = model, (train,), None, count_batches(train)
     if validation is not None:
@@ -236,6 +239,9 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
             held_out = held_out and compute_features(model, validation, layer=cut)
         check_labels(model, inputs[1])
         trained, num_batches = top_model(model), -(-len(inputs[1]) // BATCH_SIZE)
+        if keras.backend.backend() == "tensorflow":
+            inputs = (make_batches(*inputs, batch_size=BATCH_SIZE, seed=random.randrange(2**31)),)
+            held_out = held_out and (make_batches(*held_out, batch_size=8 * BATCH_SIZE),)
     factors = {} if phase == "head" else learning_rate_factors(model, settings.head_factor, settings.stage_decay)
     schedule = warmup_cosine(learning_rate, num_batches * epochs, settings.warmup)
     trained.compile(DiscriminativeAdam(schedule, factors=factors), **make_objective(model, settings.label_smoothing))
@@ -252,7 +258,7 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
             trained.fit(
                 *inputs,
                 batch_size=BATCH_SIZE if len(inputs) == 2 else None,
-                shuffle=len(inputs) == 2,  # batches of pictures come shuffled
+                shuffle=len(inputs) == 2,  # batches come shuffled
                 validation_data=held_out,
                 initial_epoch=checkpoint.epoch,
                 epochs=epochs,
