@@ -119,6 +119,14 @@ def test_predict_names_the_broken_picture_and_still_answers_for_the_others(finis
     assert len(json.loads(done.stdout)) == 1
 
 
+def test_export_writes_a_classifier_for_a_phone_and_says_how_to_feed_it(finished, tmp_path):
+    out, _ = finished
+    done = run("export", out, tmp_path / "insects.tflite")
+    assert done.returncode == 0 and done.stderr == ""
+    assert {path.name for path in tmp_path.iterdir()} == {"insects.tflite", "insects.tflite.json"}
+    assert json.loads((tmp_path / "insects.tflite.json").read_text())["class_names"] == ["ant", "bee"]
+
+
 def test_a_finished_run_is_not_overwritten_unless_asked(finished, photos, run_here):
     out, _ = finished
     done = run_here("fit", photos, "--out", out)

@@ -32,6 +32,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "depth": ["ProbeTable", "probe"],
         "evaluation": ["compare", "evaluate"],
         "exercises": ["check"],
+        "export": ["export_artifact"],
         "features": ["Features", "compute_features", "extract_features"],
         "fractals": ["make_digits", "make_fractals", "make_scenes"],
         "freezing": ["freeze", "freeze_batch_norm", "unfreeze_stages", "unfreeze_top"],

@@ -1,4 +1,4 @@
-"""The command line: demo, fit, predict, probe, advise, cache, doctor."""
+"""The command line: demo, fit, predict, export, probe, advise, cache, doctor."""
 
 from __future__ import annotations
 
@@ -115,6 +115,25 @@ def predict(
         Console().print(table)
     if broken:
         raise ValueError(f"{len(broken)} of {len(pictures)} pictures cannot be used: {'; '.join(broken)}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="What fit --out made.")],
+    file: Annotated[
+        Path, typer.Argument(help="NAME.tflite, NAME.onnx, NAME.xml (OpenVINO), or a folder (SavedModel).")
+    ],
+) -> None:
+    """Write the classifier for a machine without Keras, and run it once to see that it answers as before."""
+    _talk()
+    from tlkeras.artifact import load_artifact
+    from tlkeras.export import export_artifact
+    from tlkeras.runs import MODEL_FOLDER
+
+    artifact = load_artifact(run / MODEL_FOLDER if (run / MODEL_FOLDER).is_dir() else run)
+    with _captured_stderr():  # the runtimes greet
+        gap = export_artifact(artifact, file)
+    print(f"{file}: gives the model's probabilities to {gap:.0e}; its .json says what to feed it and names the classes")
 
 
 @app.command()

@@ -1,0 +1,144 @@
+"""Export: a classifier for machines without Keras, in a form that was run and gave the same answers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tlkeras.artifact import Artifact, replace_folder
+from tlkeras.card import GOLDEN, ArtifactError
+
+KERAS_NAMES = {".tflite": "litert", ".onnx": "onnx", ".xml": "openvino", "": "tf_saved_model"}
+NEEDED = {".tflite": (), ".onnx": ("onnx", "tf2onnx", "onnxruntime"), ".xml": ("openvino",), "": ()}
+
+
+def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
+    """Write a classifier for another runtime, run it there, and get by how much its answers differ.
+
+    The exported graph takes RGB pictures, float32, (batch, size, size, 3), in [0, 255], and gives probabilities in the
+    order of the class names; preprocessing is inside, augmentation is not. What a user of it has to know, above all the
+    names and how to resize, lies beside it as `classifier.json` (in a folder) or as `NAME.tflite.json` and so on.
+
+    Args:
+        artifact: From `load_artifact`.
+        path: Where to; the ending says for whom: `.tflite` for LiteRT on phones, `.onnx` for ONNX Runtime, `.xml` for
+            OpenVINO (its weights go beside it as `.bin`), none for a TensorFlow SavedModel, which is a folder.
+
+    Returns:
+        The largest difference of a probability on the golden pictures of the artefact.
+
+    Raises:
+        ValueError: If the ending is unknown.
+        FileExistsError: If something is there already.
+        ImportError: If a library that the format needs is missing.
+        ArtifactError: If the exported classifier answers differently; nothing is left behind.
+    """
+    path = Path(path)
+    ending = path.suffix.lower()
+    if ending not in KERAS_NAMES:
+        raise ValueError(
+            f"{path.name}: a name ends in {', '.join(filter(None, KERAS_NAMES))}, or has no dot (a folder)."
+        )
+    described = path / "classifier.json" if ending == "" else path.with_name(f"{path.name}.json")
+    parts = [path, described, *([path.with_suffix(".bin")] if ending == ".xml" else [])]
+    if there := [part for part in parts if part.exists()]:
+        raise FileExistsError(f"{there[0]} exists: choose another name, or move it away.")
+    if missing := [name for name in NEEDED[ending] if importlib.util.find_spec(name) is None]:
+        raise ImportError(f"{ending} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    with np.load(artifact.folder / GOLDEN, allow_pickle=False) as golden:
+        pictures, probabilities = golden["pictures"].astype(np.float32), golden["probabilities"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export") as draft:
+        file = Path(draft) / path.name
+        # The exporters print on both streams whatever `verbose` says.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            _with_probabilities(artifact).export(str(file), format=KERAS_NAMES[ending], verbose=False)
+        answers = _RUN[ending](file, pictures)
+        gap = float(np.abs(answers - probabilities).max()) if answers.shape == probabilities.shape else np.inf
+        if not gap <= artifact.card["tolerance"]:
+            raise ArtifactError(
+                f"The {KERAS_NAMES[ending]} export answers differently, by {gap:.2g} in probability; "
+                f"{artifact.card['tolerance']:g} is allowed. Nothing was written."
+            )
+        text = json.dumps(_description(artifact, gap), indent=1, ensure_ascii=False)
+        (file / "classifier.json" if ending == "" else file.with_name(described.name)).write_text(
+            text, encoding="utf-8"
+        )
+        for part in sorted(Path(draft).iterdir()):
+            replace_folder(part, path.parent / part.name)
+    return gap
+
+
+def _with_probabilities(artifact: Artifact) -> keras.Model:
+    """The classifier with what turns logits into probabilities on top."""
+    logits, task = artifact.model.outputs[0], artifact.card["task"]
+    if task == "classification":
+        logits = keras.layers.Softmax()(logits)
+    elif task != "regression":
+        logits = keras.layers.Activation("sigmoid")(logits)
+    if task == "binary":  # a column for each of the two classes
+        logits = keras.layers.Concatenate()([keras.layers.Rescaling(-1.0, offset=1.0)(logits), logits])
+    return keras.Model(artifact.model.inputs[0], logits, name="classifier")
+
+
+def _description(artifact: Artifact, gap: float) -> dict:
+    preprocessing, size = artifact.card["preprocessing"], artifact.image_size
+    return {
+        "class_names": list(artifact.class_names),
+        "task": artifact.card["task"],
+        "input": f"RGB pictures, float32, (batch, {size}, {size}, 3), in [0, 255]",
+        "resize": preprocessing["resize"],
+        "output": f"(batch, {len(artifact.class_names)}), in the order of class_names",
+        "largest_difference": gap,
+        "versions": artifact.card["versions"],
+    }
+
+
+def _run_litert(file: Path, pictures: np.ndarray) -> np.ndarray:
+    if importlib.util.find_spec("ai_edge_litert"):
+        from ai_edge_litert.interpreter import Interpreter
+    else:
+        import tensorflow as tf
+
+        Interpreter = tf.lite.Interpreter  # noqa: N806
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorFlow's own says at each use that it will go
+        interpreter = Interpreter(str(file))
+    (given,), (wanted,) = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.resize_tensor_input(given["index"], pictures.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(given["index"], pictures)
+    interpreter.invoke()
+    return interpreter.get_tensor(wanted["index"])
+
+
+def _run_onnx(file: Path, pictures: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: pictures})[0]
+
+
+def _run_openvino(file: Path, pictures: np.ndarray) -> np.ndarray:
+    import openvino
+
+    return openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pictures)[0]
+
+
+def _run_saved_model(folder: Path, pictures: np.ndarray) -> np.ndarray:
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(folder))  # the function does not keep its variables alive
+    return loaded.serve(tf.constant(pictures)).numpy()
+
+
+_RUN = {".tflite": _run_litert, ".onnx": _run_onnx, ".xml": _run_openvino, "": _run_saved_model}
