@@ -59,9 +59,16 @@ def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export") as draft:
         file = Path(draft) / path.name
-        # The exporters print on both streams whatever `verbose` says.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            _with_probabilities(artifact).export(str(file), format=KERAS_NAMES[ending], verbose=False)
+        # The exporters print on both streams whatever `verbose` says, and warn of what lies in them, not here.
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            model = _with_probabilities(artifact)
+            model(pictures)  # or Keras's ONNX exporter refuses: "has never called"
+            model.export(str(file), format=KERAS_NAMES[ending], verbose=False)
         answers = _RUN[ending](file, pictures)
         gap = float(np.abs(answers - probabilities).max()) if answers.shape == probabilities.shape else np.inf
         if not gap <= artifact.card["tolerance"]:
