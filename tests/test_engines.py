@@ -70,7 +70,7 @@ def test_the_second_start_reads_the_converted_network_and_gives_the_same(tiny_ba
     def refuse(network):
         raise AssertionError("converted again")
 
-    monkeypatch.setattr("tlkeras.engines._convert", refuse)
+    monkeypatch.setattr("tlkeras.engines.convert", refuse)
     np.testing.assert_array_equal(next(OpenVINOEngine(tiny_backbone.model).run([images]))[0], first)
 
 
@@ -133,7 +133,7 @@ def test_auto_falls_back_to_keras_and_says_why(tiny_backbone, monkeypatch, caplo
     def refuse(network):
         raise RuntimeError("no such operation")
 
-    monkeypatch.setattr("tlkeras.engines._convert", refuse)
+    monkeypatch.setattr("tlkeras.engines.convert", refuse)
     monkeypatch.setattr("tlkeras.engines._LOADED", {})
     monkeypatch.setenv("TLKERAS_CACHE", "off")
     monkeypatch.setattr("tlkeras.engines._suits_openvino", lambda network: True)

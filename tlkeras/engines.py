@@ -7,10 +7,12 @@ probe on chest X-rays once lost six points by it. So reduced precision is never 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
 import re
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
@@ -76,7 +78,7 @@ class OpenVINOEngine:
         graph = read_engine(core, stored) if stored else None
         kept = graph is not None
         if not kept:
-            graph = _convert(network)
+            graph = convert(network)
             if stored:
                 save_engine(graph, stored)
         self._slice = _slice_size(graph)
@@ -147,8 +149,8 @@ def load_engine(network: keras.Model, engine: str = "auto") -> KerasEngine | Ope
         if len(_LOADED) > MAX_LOADED:
             _LOADED.pop(next(iter(_LOADED)))
         return loaded
-    except (ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1]
+    except Exception as error:  # whatever goes wrong in there, Keras can take over
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         if engine != "auto":
             raise ValueError(f"OpenVINO cannot run this network ({reason}). Take engine='keras'.") from error
         log.warning("OpenVINO cannot run this network (%s); Keras runs it.", reason)
@@ -177,7 +179,8 @@ def _precision(network: keras.Model) -> str:
     return next((kind for kind in ("float16", "bfloat16") if kind in kinds), "float32")
 
 
-def _convert(network: keras.Model):
+def convert(network: keras.Model):
+    """Get a network as an `openvino.Model`, in float32."""
     import openvino
 
     if keras.backend.backend() != "tensorflow":
@@ -187,9 +190,29 @@ def _convert(network: keras.Model):
     signature = [tf.TensorSpec(network.input_shape, tf.float32)]
     function = tf.function(lambda images: network(images, training=False), signature)
     shape = [-1 if side is None else side for side in network.input_shape]
-    graph = openvino.convert_model(function, input=shape)
+    with _mended_openvino(tf.__version__):
+        graph = openvino.convert_model(function, input=shape)
     # Keras's swish has a gradient of its own, which leaves further outputs behind the ones asked for.
     return openvino.Model(graph.get_results()[: len(network.outputs)], graph.get_parameters())
+
+
+@contextlib.contextmanager
+def _mended_openvino(version: str) -> Iterator[None]:
+    """Tell OpenVINO TensorFlow's version: it asks by `exec("del tensorflow")`, in Python 3.13 a NameError."""
+    try:
+        from openvino.frontend.tensorflow import utils
+
+        asked = utils.get_environment_setup
+    except (ImportError, AttributeError):  # another OpenVINO
+        asked = None
+    if asked is None or sys.version_info < (3, 13):
+        yield
+        return
+    utils.get_environment_setup = lambda framework: {"tensorflow": version}
+    try:
+        yield
+    finally:
+        utils.get_environment_setup = asked
 
 
 def _slice_size(graph) -> int | None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from tlkeras.artifact import Artifact, replace_folder
 from tlkeras.card import GOLDEN, ArtifactError
+from tlkeras.engines import convert
 
 KERAS_NAMES = {".tflite": "litert", ".onnx": "onnx", ".xml": "openvino", "": "tf_saved_model"}
 NEEDED = {".tflite": (), ".onnx": ("onnx", "tf2onnx", "onnxruntime"), ".xml": ("openvino",), "": ()}
@@ -68,7 +69,12 @@ def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
             warnings.simplefilter("ignore")
             model = _with_probabilities(artifact)
             model(pictures)  # or Keras's ONNX exporter refuses: "has never called"
-            model.export(str(file), format=KERAS_NAMES[ending], verbose=False)
+            if ending == ".xml":
+                import openvino
+
+                openvino.save_model(convert(model), str(file), compress_to_fp16=False)
+            else:
+                model.export(str(file), format=KERAS_NAMES[ending], verbose=False)
         answers = _RUN[ending](file, pictures)
         gap = float(np.abs(answers - probabilities).max()) if answers.shape == probabilities.shape else np.inf
         if not gap <= artifact.card["tolerance"]:
