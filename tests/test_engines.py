@@ -129,9 +129,10 @@ def test_an_unknown_engine_is_answered_with_those_there_are(tiny_backbone):
         load_engine(tiny_backbone.model, "onnx")
 
 
-def test_auto_falls_back_to_keras_and_says_why(tiny_backbone, monkeypatch, caplog):
+@pytest.mark.parametrize("kind", [RuntimeError, NameError])
+def test_auto_falls_back_to_keras_and_says_why(tiny_backbone, monkeypatch, caplog, kind):
     def refuse(network):
-        raise RuntimeError("no such operation")
+        raise kind("no such operation")
 
     monkeypatch.setattr("tlkeras.engines.convert", refuse)
     monkeypatch.setattr("tlkeras.engines._LOADED", {})

@@ -30,9 +30,10 @@ def test_batches_come_in_order_or_shuffled_anew_in_each_pass():
     assert len(shuffled) == 3
 
 
-def test_one_label_an_image_is_asked_for():
-    with pytest.raises(ValueError, match="one label an image, got 3 images and 2 labels"):
-        make_batches(np.zeros((3, 4)), np.zeros(2))
+@pytest.mark.parametrize(("images", "labels"), [(3, 2), (0, 0)])
+def test_images_and_one_label_for_each_are_asked_for(images, labels):
+    with pytest.raises(ValueError, match=f"one label an image; got {images} images and {labels} labels"):
+        make_batches(np.zeros((images, 4)), np.zeros(labels), seed=0)
 
 
 def test_what_is_no_dataset_stays_as_it_is():

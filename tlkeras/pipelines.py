@@ -138,7 +138,7 @@ def make_batches(images: np.ndarray, labels: np.ndarray, *, batch_size: int = 32
         A tf.data.Dataset of (float32 images (batch, ...), labels (batch, ...)).
 
     Raises:
-        ValueError: If there is not one label an image.
+        ValueError: If there is no image, or not one label an image.
 
     Example:
     >>> import numpy as np
@@ -146,8 +146,8 @@ def make_batches(images: np.ndarray, labels: np.ndarray, *, batch_size: int = 32
     >>> [labels.numpy().tolist() for _, labels in tl.make_batches(np.zeros((5, 8, 8, 3)), np.arange(5), batch_size=2)]
     [[0, 1], [2, 3], [4]]
     """
-    if len(images) != len(labels):
-        raise ValueError(f"There must be one label an image, got {len(images)} images and {len(labels)} labels.")
+    if len(images) != len(labels) or not len(labels):
+        raise ValueError(f"It takes images, and one label an image; got {len(images)} images and {len(labels)} labels.")
     numbers = np.arange(len(labels))
     return make_pipeline(Pixels(np.asarray(images)), numbers, labels, image_size=0, batch_size=batch_size, shuffle=seed)
 
