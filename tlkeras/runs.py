@@ -182,7 +182,7 @@ def _draw(folder: Path, data, history, held_out, validation: dict) -> None:
     pyplot.close("all")
 
 
-def run_demo(seed: int = 0, *, num_classes: int = 10, per_class: int = 20, epochs: int = 20) -> dict:
+def run_demo(seed: int = 0, *, num_classes: int = 10, per_class: int = 20, epochs: int = 15) -> dict:
     """Print transfer against training from scratch on unseen fractals, with intervals.
 
     Returns:
