@@ -73,6 +73,12 @@ def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
                 import openvino
 
                 openvino.save_model(convert(model), str(file), compress_to_fp16=False)
+            elif ending == ".tflite":  # Keras has "litert" since 3.13 only
+                import tensorflow as tf
+
+                with tempfile.TemporaryDirectory() as saved:
+                    model.export(saved, format="tf_saved_model", verbose=False)
+                    file.write_bytes(tf.lite.TFLiteConverter.from_saved_model(saved).convert())
             else:
                 model.export(str(file), format=KERAS_NAMES[ending], verbose=False)
         answers = _RUN[ending](file, pictures)
