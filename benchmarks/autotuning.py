@@ -8,16 +8,13 @@ pictures (a network from scratch); epochs of about 0.05, 0.5 and 2 seconds. Medi
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import statistics
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+from _turns import claim_row, in_turns, parse_arguments, show
 
 import tlkeras as tl
 
@@ -52,29 +49,21 @@ def measure(name: str, repeats: int) -> dict:
     values, labels = rng.random(shape, np.float32), rng.integers(0, 5, shape[0])
     model = keras.Sequential([keras.Input(shape[1:]), *layers()])
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    ways = {"arrays": (values, labels), "make_batches": (tl.make_batches(values, labels, seed=0),)}
-    times = {way: [] for way in ways}
-    for repeat in range(repeats + 1):
-        for way, data in ways.items():
-            started = time.perf_counter()
-            model.fit(*data, shuffle=len(data) == 2, epochs=3, verbose=0)
-            if repeat:  # the first compiles
-                times[way].append(1000 * (time.perf_counter() - started) / 3)
-    peer, mine = (statistics.median(times[way]) for way in ways)
-    return {"claim": f"{name}: ms an epoch with make_batches against arrays", "ours": round(mine, 1),
-            "peer": round(peer, 1), "ratio": round(peer / mine, 2), "goal": 1.0, "holds": peer >= mine}  # fmt: skip
+    batches = tl.make_batches(values, labels, seed=0)
+    mine, peer = in_turns(
+        lambda: model.fit(batches, shuffle=False, epochs=3, verbose=0),
+        lambda: model.fit(values, labels, epochs=3, verbose=0),
+        repeats,
+        3,
+    )
+    return claim_row(f"{name}: ms an epoch with make_batches against arrays", mine, peer, 1.0)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="three repeats")
-    parser.add_argument("--json", action="store_true", help="one object a line")
-    arguments = parser.parse_args()
+    arguments = parse_arguments(__doc__, 7, "three repeats")
     for name in WORK:
-        row = measure(name, 3 if arguments.quick else arguments.repeats)
-        print(json.dumps(row) if arguments.json else f"{row['ratio']:6.2f} times as fast: {row}", flush=True)
+        show(measure(name, 3 if arguments.quick else arguments.repeats), arguments.json)
 
 
 if __name__ == "__main__":

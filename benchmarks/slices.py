@@ -7,16 +7,13 @@ Random weights, random uint8 pictures, float32, network and engine in memory; th
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import statistics
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+from _turns import claim_row, in_turns, parse_arguments, show
 
 import tlkeras as tl
 from tlkeras.engines import load_engine
@@ -39,29 +36,22 @@ def measure(name: str, repeats: int) -> dict:
     ours = runner._slice
     pictures = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
     batches = [pictures[start : start + 32] for start in range(0, count, 32)]
-    times = {ours: [], None: []}
-    for repeat in range(repeats + 1):
-        for runner._slice in times:
-            started = time.perf_counter()
-            list(runner.run(batches))
-            if repeat:  # the first compiles
-                times[runner._slice].append(1000 * (time.perf_counter() - started) / count)
-    mine, peer = (statistics.median(times[key]) for key in (ours, None))
-    claim = f"{name}, {size} px: ms a picture in slices of up to {ours} against batches of 32"
-    return {"claim": claim, "ours": round(mine, 2), "peer": round(peer, 2), "ratio": round(peer / mine, 2),
-            "goal": 0.95, "holds": peer / mine >= 0.95}  # fmt: skip
+
+    def run(size_of_slices: int | None) -> None:
+        runner._slice = size_of_slices
+        list(runner.run(batches))
+
+    mine, peer = in_turns(lambda: run(ours), lambda: run(None), repeats, count)
+    return claim_row(
+        f"{name}, {size} px: ms a picture in slices of up to {ours} against batches of 32", mine, peer, 0.95
+    )
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="the first network, once")
-    parser.add_argument("--json", action="store_true", help="one object a line")
-    arguments = parser.parse_args()
+    arguments = parse_arguments(__doc__, 5, "the first network, once")
     for name in list(NETS)[: 1 if arguments.quick else None]:
-        row = measure(name, 1 if arguments.quick else arguments.repeats)
-        print(json.dumps(row) if arguments.json else f"{row['ratio']:6.2f} times as fast: {row}", flush=True)
+        show(measure(name, 1 if arguments.quick else arguments.repeats), arguments.json)
 
 
 if __name__ == "__main__":

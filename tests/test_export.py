@@ -23,12 +23,12 @@ def artifact(tmp_path_factory):
 
 
 def run(path, batch):
-    return export._RUN[path.suffix](path, batch.astype(np.float32))
+    return export.FORMATS[path.suffix].run(path, batch.astype(np.float32))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_exported_classifier_gives_the_same_probabilities_on_other_pictures(artifact, tmp_path, name):
-    needed = export.NEEDED[(tmp_path / name).suffix]
+    needed = export.FORMATS[(tmp_path / name).suffix].needs
     if any(importlib.util.find_spec(package) is None for package in needed):
         pytest.skip(f"needs {', '.join(needed)}, which requirements.txt does not install")
     gap = export_artifact(artifact, tmp_path / name)
@@ -57,8 +57,9 @@ def test_each_task_gives_what_the_artefact_gives(tmp_path, task, names):
 @pytest.mark.parametrize("name", ["small.xml", "small"])
 def test_an_export_that_answers_differently_is_refused_and_leaves_nothing(artifact, tmp_path, monkeypatch, name):
     suffix = (tmp_path / name).suffix
-    real = export._RUN[suffix]
-    monkeypatch.setitem(export._RUN, suffix, lambda path, batch: real(path, batch[..., ::-1].copy()))  # BGR
+    form = export.FORMATS[suffix]
+    swapped = form._replace(run=lambda path, batch: form.run(path, batch[..., ::-1].copy()))  # BGR
+    monkeypatch.setitem(export.FORMATS, suffix, swapped)
     with pytest.raises(ArtifactError, match="answers differently, by .* in probability"):
         export_artifact(artifact, tmp_path / name)
     assert not list(tmp_path.iterdir())

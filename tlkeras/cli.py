@@ -87,11 +87,10 @@ def predict(
 ) -> None:
     """Predict the class of pictures."""
     _talk()
-    from tlkeras.artifact import load_artifact
     from tlkeras.pictures import PictureError, decode_picture
-    from tlkeras.runs import MODEL_FOLDER
+    from tlkeras.runs import load_run
 
-    artifact = load_artifact(run / MODEL_FOLDER if (run / MODEL_FOLDER).is_dir() else run)
+    artifact = load_run(run)
     rows, broken, readable, arrays = [], [], [], []
     for path in pictures:
         try:
@@ -126,11 +125,10 @@ def export(
 ) -> None:
     """Write the classifier for a machine without Keras, and run it once to see that it answers as before."""
     _talk()
-    from tlkeras.artifact import load_artifact
     from tlkeras.export import export_artifact
-    from tlkeras.runs import MODEL_FOLDER
+    from tlkeras.runs import load_run
 
-    artifact = load_artifact(run / MODEL_FOLDER if (run / MODEL_FOLDER).is_dir() else run)
+    artifact = load_run(run)
     with _captured_stderr():  # the runtimes greet
         gap = export_artifact(artifact, file)
     print(f"{file}: gives the model's probabilities to {gap:.0e}; its .json says what to feed it and names the classes")

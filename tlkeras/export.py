@@ -9,7 +9,9 @@ import json
 import os
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -17,9 +19,6 @@ import numpy as np
 from tlkeras.artifact import Artifact, replace_folder
 from tlkeras.card import GOLDEN, ArtifactError
 from tlkeras.engines import convert
-
-KERAS_NAMES = {".tflite": "litert", ".onnx": "onnx", ".xml": "openvino", "": "tf_saved_model"}
-NEEDED = {".tflite": (), ".onnx": ("onnx", "tf2onnx", "onnxruntime"), ".xml": ("openvino",), "": ()}
 
 
 def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
@@ -45,56 +44,45 @@ def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
     """
     path = Path(path)
     ending = path.suffix.lower()
-    if ending not in KERAS_NAMES:
-        raise ValueError(
-            f"{path.name}: a name ends in {', '.join(filter(None, KERAS_NAMES))}, or has no dot (a folder)."
-        )
+    if ending not in FORMATS:
+        raise ValueError(f"{path.name}: a name ends in {', '.join(filter(None, FORMATS))}, or has no dot (a folder).")
+    form = FORMATS[ending]
     described = path / "classifier.json" if ending == "" else path.with_name(f"{path.name}.json")
     parts = [path, described, *([path.with_suffix(".bin")] if ending == ".xml" else [])]
     if there := [part for part in parts if part.exists()]:
         raise FileExistsError(f"{there[0]} exists: choose another name, or move it away.")
-    if missing := [name for name in NEEDED[ending] if importlib.util.find_spec(name) is None]:
-        raise ImportError(f"{ending} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    if missing := [name for name in form.needs if importlib.util.find_spec(name) is None]:
+        raise ImportError(f"{form.name} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     with np.load(artifact.folder / GOLDEN, allow_pickle=False) as golden:
         pictures, probabilities = golden["pictures"].astype(np.float32), golden["probabilities"]
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export") as draft:
         file = Path(draft) / path.name
-        # The exporters print on both streams whatever `verbose` says, and warn of what lies in them, not here.
-        with (
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            model = _with_probabilities(artifact)
-            model(pictures)  # or Keras's ONNX exporter refuses: "has never called"
-            if ending == ".xml":
-                import openvino
-
-                openvino.save_model(convert(model), str(file), compress_to_fp16=False)
-            elif ending == ".tflite":  # Keras has "litert" since 3.13 only
-                import tensorflow as tf
-
-                with tempfile.TemporaryDirectory() as saved:
-                    model.export(saved, format="tf_saved_model", verbose=False)
-                    file.write_bytes(tf.lite.TFLiteConverter.from_saved_model(saved).convert())
-            else:
-                model.export(str(file), format=KERAS_NAMES[ending], verbose=False)
-        answers = _RUN[ending](file, pictures)
+        model = _with_probabilities(artifact)
+        model(pictures)  # or Keras's ONNX exporter refuses: "has never called"
+        with _silence():
+            form.write(model, file)
+        answers = form.run(file, pictures)
         gap = float(np.abs(answers - probabilities).max()) if answers.shape == probabilities.shape else np.inf
         if not gap <= artifact.card["tolerance"]:
             raise ArtifactError(
-                f"The {KERAS_NAMES[ending]} export answers differently, by {gap:.2g} in probability; "
+                f"The {form.name} export answers differently, by {gap:.2g} in probability; "
                 f"{artifact.card['tolerance']:g} is allowed. Nothing was written."
             )
         text = json.dumps(_description(artifact, gap), indent=1, ensure_ascii=False)
-        (file / "classifier.json" if ending == "" else file.with_name(described.name)).write_text(
-            text, encoding="utf-8"
-        )
+        (Path(draft) / described.relative_to(path.parent)).write_text(text, encoding="utf-8")
         for part in sorted(Path(draft).iterdir()):
             replace_folder(part, path.parent / part.name)
     return gap
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporters print on both streams whatever `verbose` says, and warn of what lies in them, not here."""
+    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with quiet[0], quiet[1], warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _with_probabilities(artifact: Artifact) -> keras.Model:
@@ -122,6 +110,14 @@ def _description(artifact: Artifact, gap: float) -> dict:
     }
 
 
+def _write_litert(model: keras.Model, file: Path) -> None:
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as saved:  # Keras writes LiteRT itself since 3.13 only
+        _write_saved_model(model, Path(saved))
+        file.write_bytes(tf.lite.TFLiteConverter.from_saved_model(saved).convert())
+
+
 def _run_litert(file: Path, pictures: np.ndarray) -> np.ndarray:
     if importlib.util.find_spec("ai_edge_litert"):
         from ai_edge_litert.interpreter import Interpreter
@@ -140,6 +136,10 @@ def _run_litert(file: Path, pictures: np.ndarray) -> np.ndarray:
     return interpreter.get_tensor(wanted["index"])
 
 
+def _write_onnx(model: keras.Model, file: Path) -> None:
+    model.export(str(file), format="onnx", verbose=False)
+
+
 def _run_onnx(file: Path, pictures: np.ndarray) -> np.ndarray:
     import onnxruntime
 
@@ -147,10 +147,20 @@ def _run_onnx(file: Path, pictures: np.ndarray) -> np.ndarray:
     return session.run(None, {session.get_inputs()[0].name: pictures})[0]
 
 
+def _write_openvino(model: keras.Model, file: Path) -> None:
+    import openvino
+
+    openvino.save_model(convert(model), str(file), compress_to_fp16=False)
+
+
 def _run_openvino(file: Path, pictures: np.ndarray) -> np.ndarray:
     import openvino
 
     return openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pictures)[0]
+
+
+def _write_saved_model(model: keras.Model, folder: Path) -> None:
+    model.export(str(folder), format="tf_saved_model", verbose=False)
 
 
 def _run_saved_model(folder: Path, pictures: np.ndarray) -> np.ndarray:
@@ -160,4 +170,16 @@ def _run_saved_model(folder: Path, pictures: np.ndarray) -> np.ndarray:
     return loaded.serve(tf.constant(pictures)).numpy()
 
 
-_RUN = {".tflite": _run_litert, ".onnx": _run_onnx, ".xml": _run_openvino, "": _run_saved_model}
+class _Format(NamedTuple):
+    name: str
+    write: Callable[[keras.Model, Path], None]
+    run: Callable[[Path, np.ndarray], np.ndarray]
+    needs: tuple[str, ...] = ()
+
+
+FORMATS = {  # by the ending of the name
+    ".tflite": _Format("LiteRT", _write_litert, _run_litert),
+    ".onnx": _Format("ONNX", _write_onnx, _run_onnx, ("onnx", "tf2onnx", "onnxruntime")),
+    ".xml": _Format("OpenVINO", _write_openvino, _run_openvino, ("openvino",)),
+    "": _Format("SavedModel", _write_saved_model, _run_saved_model),
+}

@@ -87,6 +87,13 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     return metrics
 
 
+def load_run(folder: Path):
+    """Get the artefact of a run folder, or of the model folder in it."""
+    from tlkeras.artifact import load_artifact
+
+    return load_artifact(folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder)
+
+
 def probe_folder(arguments: dict):
     """Get the accuracy of a simple classifier on each stage's features, judged on the folder's validation pictures.
 
