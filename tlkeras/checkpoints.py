@@ -62,12 +62,17 @@ class Checkpoint(keras.callbacks.Callback):
         loss = logs.get("val_loss", -self.epoch)  # without validation data the latest is the best
         broken = not np.isfinite(logs["loss"])
         if loss < self.best and not broken:
-            self.best, self.best_weights, self.kept = loss, self.owner.get_weights(), self.epoch
+            # What the trained model lacks, since its inputs were stored, stands still and is not copied again.
+            live, now = {id(v) for v in self.model.weights}, zip(self.owner.weights, self.best_weights, strict=True)
+            self.best_weights = [np.array(v) if id(v) in live else before for v, before in now]
+            self.best, self.kept = loss, self.epoch
         stale = "val_loss" in logs and self.patience is not None and self.epoch - self.kept >= self.patience
         self.done = broken or stale or self.epoch >= self.params["epochs"]
         self.model.stop_training = self.done
-        self.audit = self._auditor.check(raise_error=False).to_dict()
-        self.save()
+        if self.done or self.path:  # it looks at every weight
+            self.audit = self._auditor.check(raise_error=False).to_dict()
+        if self.path:
+            self.save()
 
     def keep_best(self) -> None:
         """Put the best weights into the model."""
@@ -76,8 +81,6 @@ class Checkpoint(keras.callbacks.Callback):
 
     def save(self) -> None:
         """Write everything, whole or not at all."""
-        if self.path is None:
-            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "identity": self.identity, "trainable": trainable_layers(self.owner), "rows": self.rows,
