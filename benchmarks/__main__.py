@@ -13,7 +13,16 @@ import sys
 from pathlib import Path
 
 SCRIPTS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.py")) if not path.stem.startswith("_")}
-FOLDERS = {"autotuning": 0, "slices": 0, "extraction": 1, "growth": 1, "guide": None, "depth": None, "strategies": None}
+FOLDERS = {
+    "autotuning": 0,
+    "tracing": 0,
+    "slices": 0,
+    "extraction": 1,
+    "growth": 1,
+    "guide": None,
+    "depth": None,
+    "strategies": None,
+}
 
 
 def run_all(arguments: list[str]) -> int:

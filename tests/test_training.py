@@ -230,6 +230,18 @@ def test_training_from_scratch_moves_everything_batch_norm_included(data):
     assert (report.moved, report.frozen, len(report.statistics_moved)) == (report.planned, 0, 6)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow may trace a step twice")
+@pytest.mark.parametrize("held_out", [True, False], ids=["validation", "none"])
+@pytest.mark.parametrize("phase", [fine_tune, train_from_scratch])
+def test_a_step_is_traced_once(data, phase, held_out):
+    model, traced = build_classifier(make_tiny_backbone(), 3), []
+    unfreeze_top(model, stages=1)
+    step = model.train_step
+    model.train_step = lambda batch: traced.append(batch) or step(batch)  # Python runs only while it is traced
+    phase(model, data, data if held_out else None, epochs=2, settings=QUIET)
+    assert len(traced) == 1
+
+
 def test_a_loss_that_becomes_infinite_ends_training_with_the_weights_from_before(data, caplog):
     model = build_classifier(make_lively_backbone(), 3)
     before = model.get_weights()
