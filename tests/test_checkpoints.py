@@ -131,6 +131,26 @@ def test_fine_tuning_goes_on_with_its_rows_best_weights_steps_and_flags(tmp_path
     assert again.evaluate(PICTURES, verbose=0)[0] == pytest.approx(min(losses), rel=1e-5)
 
 
+def test_a_head_is_saved_without_the_network_below_it_which_is_known_again(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = build_classifier(make_tiny_backbone(), 3)
+    history = train_head(model, PICTURES, PICTURES, epochs=3, settings=settings_for(tmp_path))
+    _, arrays = stored(tmp_path / "head.npz")
+    last = len(model.weights)
+    assert [arrays[f"best_{k}"].shape for k in (last - 2, last - 1)] == [(16, 3), (3,)]
+    assert len([name for name in arrays if name.startswith(("weight_", "best_"))]) == 4
+
+    keras.utils.set_random_seed(0)
+    again = build_classifier(make_tiny_backbone(), 3)
+    again.get_layer("logits").set_weights([np.zeros((16, 3)), np.zeros(3)])
+    assert train_head(again, PICTURES, PICTURES, epochs=3, settings=settings_for(tmp_path)).rows == history.rows
+    for a, b in zip(again.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    other = build_classifier(make_tiny_backbone(), 3)  # other random weights
+    with pytest.raises(ValueError, match="head.npz was saved with other pretrained weights. Choose another run folder"):
+        train_head(other, PICTURES, PICTURES, epochs=3, settings=settings_for(tmp_path))
+
+
 def test_early_stopping_does_not_start_to_count_anew(tmp_path):
     harmful = {"learning_rate": 1.0, "patience": 2}
     model = make_unfrozen()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,7 +21,8 @@ class Checkpoint(keras.callbacks.Callback):
     """Keeps rows and best weights of a phase, audits it, stops it early, and saves all of it after each epoch.
 
     Keras's own callbacks do this in three parts that forget each other: after a kill `BackupAndRestore` brings back
-    the weights, but `EarlyStopping` starts to count anew and the best weights are gone.
+    the weights, but `EarlyStopping` starts to count anew and the best weights are gone. Where a model trains on stored
+    features, what lies below them is neither copied nor saved, but known again by its hash.
     """
 
     def __init__(self, owner: keras.Model, phase: str, call: dict, *, patience: int | None, folder):
@@ -34,7 +37,8 @@ class Checkpoint(keras.callbacks.Callback):
             **call,
         }
         self.rows: list[dict] = []
-        self.best, self.best_weights, self.kept = np.inf, None, 0
+        self.best, self.kept = np.inf, 0
+        self.best_weights: dict[int, np.ndarray] | None = None  # by their places in the model's weights
         self.done, self.audit = False, None
         self._stored: dict | None = None
 
@@ -43,11 +47,13 @@ class Checkpoint(keras.callbacks.Callback):
         """Epochs done, earlier starts of the same run included."""
         return len(self.rows)
 
-    def start(self, audit: FreezeAudit, loss: float) -> None:
+    def start(self, trained: keras.Model, audit: FreezeAudit, loss: float) -> None:
         """Note the state before the first epoch, which competes with the epochs if it has a validation loss."""
-        self._auditor = audit
+        self._auditor, live = audit, {id(v) for v in trained.weights}
+        self._live = {k: v for k, v in enumerate(self.owner.weights) if id(v) in live}
+        self._still = self.path and self._hash_without(self._live)
         if self.best_weights is None:
-            self.best, self.best_weights = loss, self.owner.get_weights()
+            self.best, self.best_weights = loss, self._weights()
 
     def on_epoch_begin(self, epoch, logs=None):
         """Start the clock."""
@@ -62,33 +68,29 @@ class Checkpoint(keras.callbacks.Callback):
         loss = logs.get("val_loss", -self.epoch)  # without validation data the latest is the best
         broken = not np.isfinite(logs["loss"])
         if loss < self.best and not broken:
-            # What the trained model lacks, since its inputs were stored, stands still and is not copied again.
-            live, now = {id(v) for v in self.model.weights}, zip(self.owner.weights, self.best_weights, strict=True)
-            self.best_weights = [np.array(v) if id(v) in live else before for v, before in now]
-            self.best, self.kept = loss, self.epoch
+            self.best, self.best_weights, self.kept = loss, self._weights(), self.epoch
         stale = "val_loss" in logs and self.patience is not None and self.epoch - self.kept >= self.patience
         self.done = broken or stale or self.epoch >= self.params["epochs"]
         self.model.stop_training = self.done
-        if self.done or self.path:  # it looks at every weight
+        if self.done:  # it looks at every weight
             self.audit = self._auditor.check(raise_error=False).to_dict()
         if self.path:
             self.save()
 
     def keep_best(self) -> None:
         """Put the best weights into the model."""
-        if self.best_weights is not None:
-            self.owner.set_weights(self.best_weights)
+        self._assign(self.best_weights or {})
 
     def save(self) -> None:
         """Write everything, whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
-            "identity": self.identity, "trainable": trainable_layers(self.owner), "rows": self.rows,
-            "best": self.best, "kept": self.kept, "done": self.done, "audit": self.audit,
+            "identity": self.identity, "still": self._still, "trainable": trainable_layers(self.owner),
+            "rows": self.rows, "best": self.best, "kept": self.kept, "done": self.done, "audit": self.audit,
         }  # fmt: skip
-        slots = [keras.ops.convert_to_numpy(v) for v in self.model.optimizer.variables]
-        parts = {"weight": self.owner.get_weights(), "best": self.best_weights, "optimizer": slots}
-        arrays = {f"{name}_{k}": array for name, part in parts.items() for k, array in enumerate(part)}
+        slots = {k: keras.ops.convert_to_numpy(v) for k, v in enumerate(self.model.optimizer.variables)}
+        parts = {"weight": self._weights(), "best": self.best_weights, "optimizer": slots}
+        arrays = {f"{name}_{k}": array for name, part in parts.items() for k, array in part.items()}
         partial = self.path.with_suffix(".partial.npz")
         np.savez(partial, state=np.array(json.dumps(state)), **arrays)
         os.replace(partial, self.path)
@@ -105,7 +107,7 @@ class Checkpoint(keras.callbacks.Callback):
             with np.load(self.path, allow_pickle=False) as stored:
                 self._stored = {key: stored[key] for key in stored.files}
             state = json.loads(str(self._stored["state"]))
-            identity, trainable = state["identity"], state["trainable"]
+            identity, still, trainable = state["identity"], state["still"], state["trainable"]
             self.rows, self.best, self.kept, self.done, self.audit = (
                 state[key] for key in ("rows", "best", "kept", "done", "audit")
             )
@@ -118,6 +120,10 @@ class Checkpoint(keras.callbacks.Callback):
             if before != value:
                 what = "another model" if key in ("model", "weights") else f"{key} = {before!r}, now it is {value!r}"
                 raise ValueError(f"{self.path} was saved with {what}. Choose another run folder, or delete it.")
+        if still != self._hash_without(self.best_weights):
+            raise ValueError(
+                f"{self.path} was saved with other pretrained weights. Choose another run folder, or delete it."
+            )
         set_trainable_layers(self.owner, trainable)
 
     def restore(self, trained: keras.Model) -> bool:
@@ -128,12 +134,26 @@ class Checkpoint(keras.callbacks.Callback):
         """
         if self._stored is None:
             return False
-        self.owner.set_weights(self._part("weight"))
-        for variable, value in zip(trained.optimizer.variables, self._part("optimizer"), strict=True):
-            variable.assign(value)
+        self._assign(self._part("weight"))
+        for k, value in self._part("optimizer").items():
+            trained.optimizer.variables[k].assign(value)
         self._stored = None
         return True
 
-    def _part(self, name: str) -> list[np.ndarray]:
-        count = sum(key.startswith(f"{name}_") for key in self._stored)
-        return [self._stored[f"{name}_{k}"] for k in range(count)]
+    def _part(self, name: str) -> dict[int, np.ndarray]:
+        return {int(key.split("_")[1]): array for key, array in self._stored.items() if key.startswith(f"{name}_")}
+
+    def _weights(self) -> dict[int, np.ndarray]:
+        return {k: np.array(variable) for k, variable in self._live.items()}
+
+    def _assign(self, values: dict[int, np.ndarray]) -> None:
+        weights = self.owner.weights
+        for k, value in values.items():
+            weights[k].assign(value)
+
+    def _hash_without(self, places: dict[int, Any]) -> str:
+        digest = hashlib.sha256()
+        for k, variable in enumerate(self.owner.weights):
+            if k not in places:
+                digest.update(np.array(variable).tobytes())
+        return digest.hexdigest()

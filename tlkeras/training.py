@@ -251,7 +251,7 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
     loss_before = np.inf
     if not checkpoint.restore(trained) and held_out and phase != "scratch":  # random weights are no candidate
         loss_before = trained.evaluate(*held_out, verbose=0, return_dict=True)["loss"]
-    checkpoint.start(FreezeAudit(model, batch_norm=True), loss_before)
+    checkpoint.start(trained, FreezeAudit(model, batch_norm=True), loss_before)
     lines = EpochLines(phase, epochs, settings.verbose)
     try:
         if not checkpoint.done:
