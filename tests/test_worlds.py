@@ -1,0 +1,48 @@
+"""The world of a lesson, each time in a process of its own: TensorFlow's threads are set once."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tlkeras.worlds import load_near
+
+SCRIPT = """
+import tlkeras as tl
+world = tl.start_lesson()
+import tensorflow as tf
+print(world, tf.config.threading.get_intra_op_parallelism_threads())
+tf.zeros(1) + 1
+print(tl.start_lesson() == world)
+"""
+
+
+def choose(**variables: str) -> subprocess.CompletedProcess:
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("TLKERAS_WORLD", "TF_NUM_INTRAOP_THREADS")
+    }
+    environment = {**kept, "CUDA_VISIBLE_DEVICES": "-1", **variables}
+    return subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("variables", "answer"),
+    [
+        ({}, "embedded 1"),
+        ({"TLKERAS_WORLD": "imagenet"}, "imagenet 0"),  # 0 is TensorFlow's own choice
+        ({"TF_NUM_INTRAOP_THREADS": "2"}, "embedded 0"),  # the variable rules, which this figure does not show
+    ],
+    ids=str,
+)
+def test_the_world_is_announced_and_small_networks_get_one_thread(variables, answer):
+    said = choose(**variables).stdout.splitlines()
+    assert said[0].startswith(f"World: {answer.split()[0]}. ")
+    assert said[1] == answer
+    assert said[-1] == "True"  # also once a network was there
+
+
+def test_an_unknown_world_is_refused():
+    assert "TLKERAS_WORLD='mars' is neither of ('embedded', 'imagenet')" in choose(TLKERAS_WORLD="mars").stderr
+    with pytest.raises(ValueError, match="world='mars' is neither"):
+        load_near("mars")
