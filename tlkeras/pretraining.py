@@ -120,7 +120,7 @@ def pretrain(
     Example:
     >>> import tlkeras as tl
     >>> images, labels = tl.make_fractals(4, 8, image_size=32)
-    >>> backbone = tl.load_backbone(weights=None, alpha=0.35, image_size=32)
+    >>> backbone = tl.small_backbone(32)
     >>> settings = tl.Pretraining(steps=2, batch_size=8, checks=1, verbose=0)
     >>> done = tl.pretrain(backbone, images, tl.Rotation(), settings=settings)
     >>> done.backbone.weights, [row["step"] for row in done.rows]
