@@ -6,7 +6,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 def in_turns(ours: Callable[[], object], peer: Callable[[], object], repeats: int, count: int) -> tuple[float, float]:
@@ -28,15 +28,15 @@ def claim_row(claim: str, ours: float, peer: float, goal: float) -> dict:
     return {"claim": claim, **numbers, "goal": goal, "holds": ratio >= goal}
 
 
-def parse_arguments(description: str, repeats: int, quick: str) -> argparse.Namespace:
-    """--repeats, --quick and --json."""
+def measure_all(
+    description: str, names: Iterable[str], measure: Callable[[str, int], dict], repeats: int, *, quick: int = 1
+) -> None:
+    """Measure each of the names and print its row, as --repeats, --quick (the first, `quick` times) and --json say."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=repeats)
-    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--quick", action="store_true", help=f"the first only, repeats: {quick}")
     parser.add_argument("--json", action="store_true", help="one object a line")
-    return parser.parse_args()
-
-
-def show(row: dict, as_json: bool) -> None:
-    """Print a row."""
-    print(json.dumps(row) if as_json else f"{row['ratio']:6.2f} times as fast: {row}", flush=True)
+    arguments = parser.parse_args()
+    for name in list(names)[: 1 if arguments.quick else None]:
+        row = measure(name, quick if arguments.quick else arguments.repeats)
+        print(json.dumps(row) if arguments.json else f"{row['ratio']:6.2f} times as fast: {row}", flush=True)

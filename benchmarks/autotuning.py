@@ -14,7 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from _turns import claim_row, in_turns, parse_arguments, show
+from _turns import claim_row, in_turns, measure_all
 
 import tlkeras as tl
 
@@ -59,12 +59,5 @@ def measure(name: str, repeats: int) -> dict:
     return claim_row(f"{name}: ms an epoch with make_batches against arrays", mine, peer, 1.0)
 
 
-def main() -> None:
-    """Measure and print."""
-    arguments = parse_arguments(__doc__, 7, "three repeats")
-    for name in WORK:
-        show(measure(name, 3 if arguments.quick else arguments.repeats), arguments.json)
-
-
 if __name__ == "__main__":
-    main()
+    measure_all(__doc__, WORK, measure, 7, quick=3)

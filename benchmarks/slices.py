@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from _turns import claim_row, in_turns, parse_arguments, show
+from _turns import claim_row, in_turns, measure_all
 
 import tlkeras as tl
 from tlkeras.engines import load_engine
@@ -47,12 +47,5 @@ def measure(name: str, repeats: int) -> dict:
     )
 
 
-def main() -> None:
-    """Measure and print."""
-    arguments = parse_arguments(__doc__, 5, "the first network, once")
-    for name in list(NETS)[: 1 if arguments.quick else None]:
-        show(measure(name, 1 if arguments.quick else arguments.repeats), arguments.json)
-
-
 if __name__ == "__main__":
-    main()
+    measure_all(__doc__, NETS, measure, 5)

@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from _turns import claim_row, in_turns, parse_arguments, show
+from _turns import claim_row, in_turns, measure_all
 
 NETS = {
     "MobileNetV2 0.35": lambda **options: keras.applications.MobileNetV2(alpha=0.35, **options),
@@ -46,12 +46,5 @@ def measure(name: str, repeats: int) -> dict:
     return claim_row(f"{name}: seconds until the first step is done, traced once against twice", mine, peer, 1.3)
 
 
-def main() -> None:
-    """Measure and print."""
-    arguments = parse_arguments(__doc__, 3, "the first network, once")
-    for name in list(NETS)[: 1 if arguments.quick else None]:
-        show(measure(name, 1 if arguments.quick else arguments.repeats), arguments.json)
-
-
 if __name__ == "__main__":
-    main()
+    measure_all(__doc__, NETS, measure, 3)

@@ -151,6 +151,16 @@ def test_a_head_is_saved_without_the_network_below_it_which_is_known_again(tmp_p
         train_head(other, PICTURES, PICTURES, epochs=3, settings=settings_for(tmp_path))
 
 
+def test_a_head_interrupted_on_pictures_goes_on_from_stored_features(tmp_path):
+    call = {"epochs": 4, "learning_rate": 1e3}  # only hurts, so the best weights stay those of the first start
+    model = build_classifier(make_tiny_backbone(), 3)
+    with pytest.raises(KeyboardInterrupt):
+        train_head(model, Interrupted(2, model), PICTURES, **call, settings=settings_for(tmp_path, views=0))
+    history = train_head(model, PICTURES, PICTURES, **call, settings=settings_for(tmp_path))
+    assert len(history.rows) == 4 and history.kept == {"head": 0}
+    assert train_head(model, PICTURES, PICTURES, **call, settings=settings_for(tmp_path)).rows == history.rows
+
+
 def test_early_stopping_does_not_start_to_count_anew(tmp_path):
     harmful = {"learning_rate": 1.0, "patience": 2}
     model = make_unfrozen()

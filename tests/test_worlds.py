@@ -13,7 +13,7 @@ import tlkeras as tl
 world = tl.start_lesson()
 import tensorflow as tf
 print(world, tf.config.threading.get_intra_op_parallelism_threads())
-tf.zeros(1) + 1
+print(float(tl.build_head(3)(tf.ones((1, 2, 2, 8)), training=True)[0, 0]))  # random weights and dropout
 print(tl.start_lesson() == world)
 """
 
@@ -40,6 +40,11 @@ def test_the_world_is_announced_and_small_networks_get_one_thread(variables, ans
     assert said[0].startswith(f"World: {answer.split()[0]}. ")
     assert said[1] == answer
     assert said[-1] == "True"  # also once a network was there
+
+
+def test_random_weights_and_dropout_are_the_same_in_every_run():
+    one, other = (choose().stdout.splitlines()[2] for _ in range(2))
+    assert float(one) == float(other)
 
 
 def test_an_unknown_world_is_refused():

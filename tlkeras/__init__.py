@@ -58,7 +58,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "tfds": ["load_tfds"],
         "training": ["Settings", "fine_tune", "fine_tune_gradually", "train_from_scratch", "train_head"],
         "weights": ["WeightsNotFoundError"],
-        "worlds": ["start_lesson", "load_near"],
+        "worlds": ["load_near", "start_lesson"],
         "zoo": ["save_backbone"],
     },
 )

@@ -120,7 +120,7 @@ class Checkpoint(keras.callbacks.Callback):
             if before != value:
                 what = "another model" if key in ("model", "weights") else f"{key} = {before!r}, now it is {value!r}"
                 raise ValueError(f"{self.path} was saved with {what}. Choose another run folder, or delete it.")
-        if still != self._hash_without(self.best_weights):
+        if still != self._hash_without(self._part("weight")):
             raise ValueError(
                 f"{self.path} was saved with other pretrained weights. Choose another run folder, or delete it."
             )

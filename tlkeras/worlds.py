@@ -22,8 +22,7 @@ def start_lesson() -> str:
     The world is "embedded", or "imagenet" where there is a GPU; the environment variable TLKERAS_WORLD overrules. All
     random numbers start from the seed 0 (dropout draws its own when a model is built), and in the embedded world
     TensorFlow computes each operation in one thread, unless TF_NUM_INTRAOP_THREADS says otherwise: the networks there
-    are so small that threads wait for each other (on two cores 25 pictures of 32 px a step take 30 ms with two, 20 with
-    one). Call it before the first network.
+    are so small that threads wait for each other. Call it before the first network.
 
     Returns:
         "embedded" or "imagenet".
@@ -34,12 +33,12 @@ def start_lesson() -> str:
     world = os.environ.get("TLKERAS_WORLD") or ("imagenet" if _has_gpu() else "embedded")
     if world not in WORLDS:
         raise ValueError(f"TLKERAS_WORLD={world!r} is neither of {WORLDS}.")
-    if world == "embedded" and keras.backend.backend() == "tensorflow":
+    threads_are_ours = keras.backend.backend() == "tensorflow" and "TF_NUM_INTRAOP_THREADS" not in os.environ
+    if world == "embedded" and threads_are_ours:
         import tensorflow as tf
 
-        if "TF_NUM_INTRAOP_THREADS" not in os.environ:
-            with contextlib.suppress(RuntimeError):  # too late: a network was there before
-                tf.config.threading.set_intra_op_parallelism_threads(1)
+        with contextlib.suppress(RuntimeError):  # too late: a network was there before
+            tf.config.threading.set_intra_op_parallelism_threads(1)
     keras.utils.set_random_seed(0)
     print(f"World: {world}. The environment variable TLKERAS_WORLD=embedded or =imagenet chooses the other.")
     return world
