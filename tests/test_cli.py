@@ -75,10 +75,12 @@ def finished(photos, odd_files, tmp_path_factory):
 
 def test_fit_leaves_everything_a_reader_needs(finished):
     out, done = finished
-    assert {path.name for path in out.iterdir()} == {
-        "metrics.json", "history.csv", "split.csv", "history.png", "confusion.png", "pictures.png", "model"
-    }  # fmt: skip
     metrics = json.loads((out / "metrics.json").read_text())
+    mistakes = {"mistakes.png"} if metrics["validation"]["accuracy"]["value"] < 1 else set()
+    assert {path.name for path in out.iterdir()} == mistakes | {
+        "report.html", "metrics.json", "history.csv", "split.csv", "model",
+        "history.png", "confusion.png", "pictures.png",
+    }  # fmt: skip
     assert {"value", "low", "high"} <= metrics["validation"]["accuracy"].keys()
     assert metrics["test"] is None
     assert {"head", "fine-tune", "total"} <= metrics["seconds"].keys()
@@ -104,7 +106,7 @@ def test_predict_prints_probabilities_that_sum_to_one(finished, photos):
     picture = next((photos / "ant").glob("*.png"))
     done = run("predict", out, picture, "--json")
     (row,) = json.loads(done.stdout)
-    assert row["path"] == str(picture)
+    assert row["path"] == str(picture) and "heat" not in row
     assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
 
@@ -113,10 +115,14 @@ def test_predict_names_the_broken_picture_and_still_answers_for_the_others(finis
     out, _ = finished
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"<html>")
-    done = run("predict", out, broken, next((photos / "ant").glob("*.png")), "--json")
+    picture = next((photos / "ant").glob("*.png"))
+    done = run("predict", out, broken, picture, "--json", "--heat", tmp_path / "heat")
     assert done.returncode == 1
     assert "broken.jpg" in done.stderr and "Traceback" not in done.stderr
-    assert len(json.loads(done.stdout)) == 1
+    (row,) = json.loads(done.stdout)
+    with Image.open(row["heat"]) as heat, Image.open(picture) as seen:
+        assert heat.size == seen.size == (64, 64), "the run takes 64 pixels"
+        assert np.any(np.asarray(heat) != np.asarray(seen.convert("RGB")))
 
 
 def test_export_writes_a_classifier_for_a_phone_and_says_how_to_feed_it(finished, tmp_path):

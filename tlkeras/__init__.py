@@ -32,6 +32,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "depth": ["ProbeTable", "probe"],
         "evaluation": ["compare", "evaluate"],
         "exercises": ["check"],
+        "explain": ["grad_cam", "overlay_heat"],
         "export": ["export_artifact"],
         "features": ["Features", "compute_features", "extract_features"],
         "fractals": ["make_digits", "make_fractals", "make_scenes"],

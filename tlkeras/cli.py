@@ -76,13 +76,16 @@ def fit(
         if metrics[split]:
             accuracy, balanced = metrics[split]["accuracy"], metrics[split]["balanced_accuracy"]
             print(f"{split:>10}: accuracy {_percent(accuracy)}, balanced accuracy {_percent(balanced)}")
-    print(f"{out}: model, metrics.json, history.csv, split.csv and figures, after {metrics['seconds']['total']:.0f} s")
+    print(f"{out}: report.html, model, metrics.json and more, after {metrics['seconds']['total']:.0f} s")
 
 
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="What fit --out made.")],
     pictures: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    heat: Annotated[
+        Path | None, typer.Option(help="A folder for pictures of what spoke for the class that was named (Grad-CAM).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects instead of a table.")] = False,
 ) -> None:
     """Predict the class of pictures."""
@@ -99,7 +102,13 @@ def predict(
         except PictureError as error:
             broken.append(f"{path}: {error.reason}")
     if arrays:
-        rows = dataclasses.replace(artifact.predict(arrays), paths=tuple(map(str, readable))).to_rows()
+        found = dataclasses.replace(artifact.predict(arrays), paths=tuple(map(str, readable)))
+        rows = found.to_rows()
+    if arrays and heat:
+        from tlkeras.explain import write_heat
+
+        for row, file in zip(rows, write_heat(heat, artifact.model, arrays, found), strict=True):
+            row["heat"] = str(file)
     if as_json:
         print(json.dumps(rows, indent=2))
     elif rows:
@@ -112,6 +121,8 @@ def predict(
             runner_up = f"{ranked[1][0]} {ranked[1][1]:.1%}" if len(ranked) > 1 else ""
             table.add_row(row["path"], ranked[0][0], f"{ranked[0][1]:.1%}", runner_up)
         Console().print(table)
+        if heat:
+            print(f"{heat}: where the network looked, {len(rows)} pictures")
     if broken:
         raise ValueError(f"{len(broken)} of {len(pictures)} pictures cannot be used: {'; '.join(broken)}")
 

@@ -18,7 +18,7 @@ MODEL_FOLDER = "model"
 
 
 def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
-    """Train on a folder and leave a run folder: model, metrics.json, history.csv, split.csv, figures.
+    """Train on a folder and leave a run folder: report.html, model, metrics.json, history.csv, split.csv, figures.
 
     Work goes on in `OUT.partial`; the last step renames it. After a kill the same arguments continue from there.
 
@@ -37,6 +37,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     from tlkeras.evaluation import evaluate
     from tlkeras.predictions import open_test, predict
     from tlkeras.recipes import transfer
+    from tlkeras.report import draw_figures, write_report
     from tlkeras.splits import write_manifest
     from tlkeras.training import Settings
 
@@ -68,7 +69,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     }
     result.history.to_csv(partial / "history.csv")
     write_manifest(data, partial / "split.csv")
-    _draw(partial, data, result.history, held_out, metrics["validation"])
+    draw_figures(partial, data, result, held_out)
     examples = next(iter(data.ordered("validation").unbatch().batch(8)))[0]
     save_artifact(
         partial / MODEL_FOLDER,
@@ -80,6 +81,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     )
     metrics["seconds"]["total"] = time.perf_counter() - started
     (partial / "metrics.json").write_text(json.dumps(metrics, indent=2))
+    write_report(partial)
     shutil.rmtree(partial / "checkpoints", ignore_errors=True)
     (partial / "data.sha256").unlink()
     (partial / "arguments.json").unlink()
@@ -161,32 +163,6 @@ def _same_data(partial: Path, data) -> None:
     if noted.exists() and noted.read_text() != digest:
         raise ValueError(f"The pictures have changed since {partial} was begun: delete it to start anew.")
     noted.write_text(digest)
-
-
-def _draw(folder: Path, data, history, held_out, validation: dict) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import numpy as np
-    from matplotlib import pyplot
-
-    from tlkeras.plots import plot_confusion, plot_history, plot_pictures
-
-    value = validation["accuracy"]
-    finding = f"Validation accuracy {value['value']:.1%} ({value['low']:.1%} to {value['high']:.1%})"
-    plot_history(history.rows, title=finding).figure.savefig(folder / "history.png", dpi=120)
-    plot_confusion(validation["confusion"], data.class_names, title=finding).figure.savefig(
-        folder / "confusion.png", dpi=120
-    )
-    chosen = np.unique(np.linspace(0, len(held_out) - 1, 12).round().astype(int))
-    wanted = set(chosen.tolist())
-    pictures = [image for k, (image, _) in enumerate(data.ordered("validation").unbatch()) if k in wanted]
-    axes = plot_pictures(
-        np.stack(pictures), held_out.truth[chosen], held_out.predicted[chosen], data.class_names,
-        probabilities=held_out.probabilities[chosen], title="Twelve validation pictures",
-    )  # fmt: skip
-    np.ravel(axes)[0].figure.savefig(folder / "pictures.png", dpi=120)
-    pyplot.close("all")
 
 
 def run_demo(seed: int = 0, *, num_classes: int = 10, per_class: int = 20, epochs: int = 15) -> dict:
