@@ -20,9 +20,10 @@ def start_lesson() -> str:
     """Say which pretrained weights and pictures a lesson uses, and see to it that its figures come out again.
 
     The world is "embedded", or "imagenet" where there is a GPU; the environment variable TLKERAS_WORLD overrules. All
-    random numbers start from the seed 0 (dropout draws its own when a model is built), and in the embedded world
-    TensorFlow computes each operation in one thread, unless TF_NUM_INTRAOP_THREADS says otherwise: the networks there
-    are so small that threads wait for each other. Call it before the first network.
+    random numbers start from the seed 0 (dropout draws its own when a model is built). In the embedded world
+    TensorFlow computes each operation in one thread, unless TF_NUM_INTRAOP_THREADS says otherwise, and does not
+    rewrite its graphs: the networks there are so small and learn for so few steps that threads wait for each other,
+    and that rewriting a graph takes longer than it saves. Call it before the first network.
 
     Returns:
         "embedded" or "imagenet".
@@ -33,12 +34,13 @@ def start_lesson() -> str:
     world = os.environ.get("TLKERAS_WORLD") or ("imagenet" if _has_gpu() else "embedded")
     if world not in WORLDS:
         raise ValueError(f"TLKERAS_WORLD={world!r} is neither of {WORLDS}.")
-    threads_are_ours = keras.backend.backend() == "tensorflow" and "TF_NUM_INTRAOP_THREADS" not in os.environ
-    if world == "embedded" and threads_are_ours:
+    if world == "embedded" and keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         with contextlib.suppress(RuntimeError):  # too late: a network was there before
-            tf.config.threading.set_intra_op_parallelism_threads(1)
+            if "TF_NUM_INTRAOP_THREADS" not in os.environ:
+                tf.config.threading.set_intra_op_parallelism_threads(1)
+            tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     keras.utils.set_random_seed(0)
     print(f"World: {world}. The environment variable TLKERAS_WORLD=embedded or =imagenet chooses the other.")
     return world
