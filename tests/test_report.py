@@ -70,6 +70,7 @@ def test_the_page_says_what_the_metrics_say(run):
     assert f"pictures {len(held_out)}" in page.text and f"{known} pictures to learn from" in page.text
     assert "2 of 2" in page.text and "0 of 9" in page.text and "There was no test split" in page.text
     assert "not a picture" in page.text and "a.jpg; b.jpg" in page.text and "insects" in page.text
+    assert "/photos" not in page.text, "the page tells strangers how this machine's folders are named"
 
 
 def test_the_page_needs_no_other_file_and_runs_nothing(run):

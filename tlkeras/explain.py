@@ -96,8 +96,8 @@ def grad_cam(
     return np.divide(heat, hottest, out=np.zeros_like(heat), where=hottest > 0)
 
 
-def overlay_heat(images: np.ndarray, heat: np.ndarray, *, strength: float = 0.6) -> np.ndarray:
-    """Get pictures with heat laid over them, violet to yellow; a cold place is left as it is.
+def overlay_heat(images: np.ndarray, heat: np.ndarray, *, strength: float = 0.7) -> np.ndarray:
+    """Get pictures in grey with heat laid over them, violet to yellow: on a red flower red heat would not be seen.
 
     Args:
         images: (n, height, width, 3) or (n, height, width, 1) in [0, 255].
@@ -116,8 +116,8 @@ def overlay_heat(images: np.ndarray, heat: np.ndarray, *, strength: float = 0.6)
     if images.shape[:3] != heat.shape or images.ndim != 4:
         raise ValueError(f"Heat {heat.shape} does not lie on pictures {images.shape}.")
     colours = 255 * matplotlib.colormaps["plasma"](heat)[..., :3]
-    share = strength * heat[..., None]
-    return np.rint((1 - share) * images + share * colours).clip(0, 255).astype(np.uint8)
+    share, grey = strength * heat[..., None], images.mean(axis=-1, keepdims=True)
+    return np.rint((1 - share) * grey + share * colours).clip(0, 255).astype(np.uint8)
 
 
 def write_heat(folder: Path, model: keras.Model, images: Sequence[np.ndarray], predictions: Predictions) -> list[Path]:

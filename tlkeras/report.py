@@ -41,6 +41,7 @@ def write_report(run: Path) -> Path:
 
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     backbone, accuracy = metrics["backbone"], metrics["validation"]["accuracy"]
+    folder = Path(metrics["arguments"]["folder"]).name  # where it lies is nobody's business to whom the page is sent
     aside = [(item["path"], item["reason"]) for item in metrics["set_aside"]]
     alike = [("; ".join(paths),) for paths in metrics["duplicates"]]
 
@@ -55,7 +56,7 @@ def write_report(run: Path) -> Path:
         loader=jinja2.PackageLoader("tlkeras", "."), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     page = environment.get_template("report.html.jinja").render(
-        title=f"{Path(metrics['arguments']['folder']).name}: {_interval(accuracy)} of the validation pictures right",
+        title=f"{folder}: {_interval(accuracy)} of the validation pictures right",
         backbone=backbone["name"] + ("" if backbone["alpha"] is None else f" (alpha {backbone['alpha']})"),
         weights=backbone["weights"],
         metrics=metrics,
@@ -64,9 +65,10 @@ def write_report(run: Path) -> Path:
         judged=[split for split in ("validation", "test") if metrics[split]],
         scores=SCORES.items(),
         lists=[
-            (aside, "files were set aside", ("file", "why")),
-            (alike, "groups of pictures that look the same; each was kept on one side of the split", ("pictures",)),
+            (aside, "Files set aside", ("file", "why")),
+            (alike, "Groups of pictures that look the same, each kept on one side of the split", ("pictures",)),
         ],
+        arguments=metrics["arguments"] | {"folder": folder},
         versions=versions(),
         interval=_interval,
         percent=_percent,
