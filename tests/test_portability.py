@@ -13,7 +13,7 @@ import tlkeras
 CORE = ["backbones", "heads", "freezing", "features", "checkpoints", "optimizers", "progress", "training", "probes"]
 
 
-@pytest.mark.parametrize("name", CORE)
+@pytest.mark.parametrize("name", [*CORE, "explain"])
 def test_the_core_imports_nothing_of_tensorflow_at_its_top(name):
     tree = ast.parse((Path(tlkeras.__file__).parent / f"{name}.py").read_text())
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -39,7 +39,7 @@ import numpy as np
 from conftest import make_tiny_backbone
 from test_features import Pictures
 from test_training import make_lively_backbone
-from tlkeras import Settings, build_classifier, fine_tune, train_head, unfreeze_top
+from tlkeras import Settings, build_classifier, fine_tune, grad_cam, train_head, unfreeze_top
 
 labels = np.arange(60) % 3
 images = np.random.default_rng(0).integers(0, 120, (60, 32, 32, 3)).astype("float32")
@@ -53,6 +53,7 @@ history += fine_tune(model, data, data, epochs=2, learning_rate=1e-3, settings=s
 print(json.dumps({
     "accuracy": model.evaluate(data, verbose=0)[1],
     "audits": {phase: str(report) for phase, report in history.audits.items()},
+    "heat": grad_cam(model, images[:4]).shape,
 }))
 """
 
@@ -66,6 +67,7 @@ def test_both_phases_run_on_jax_without_tensorflow(tmp_path):
     assert run.returncode == 0, run.stderr[-2000:]
     result = json.loads(run.stdout.splitlines()[-1])
     assert result["accuracy"] > 0.8  # chance is 0.33
+    assert result["heat"] == [4, 32, 32]
     assert result["audits"]["fine-tune"].startswith(
         "moved 8 of 8 trainable variables, 0 of 15 frozen ones, 0 batch-norm"
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from tlkeras.freezing import transfer_of
-from tlkeras.predictions import Predictions
+
+if TYPE_CHECKING:
+    from tlkeras.predictions import Predictions
 
 BATCH_SIZE = 32
 
