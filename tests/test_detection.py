@@ -1,3 +1,5 @@
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -5,9 +7,10 @@ import tensorflow as tf
 from conftest import make_tiny_backbone
 
 import tlkeras as tl
+from tlkeras.export import FORMATS
 from tlkeras.fractals import background
 from tlkeras.optimizers import DetectionLoss
-from tlkeras.predictions import to_probabilities
+from tlkeras.predictions import to_answers, to_probabilities
 
 
 def of(boxes, labels, scores):
@@ -195,3 +198,32 @@ def test_misuse_is_refused_with_the_next_step(detector, scenes):
         tl.average_precision([], [np.zeros((0, 4))], [np.zeros(0, int)])
     with pytest.raises(ValueError, match="from 32 pixels"):
         tl.make_scenes(1, image_size=16)
+
+
+def test_a_detector_in_an_artefact_finds_what_it_found_and_so_does_its_export(detector, scenes, tmp_path):
+    images = scenes[0][:8]
+    folder = tl.save_artifact(tmp_path / "detector", detector, class_names=["one", "other"], examples=images)
+    artifact = tl.load_artifact(folder)
+    found, before = tl.detect(artifact.model, images, threshold=0.05), tl.detect(detector, images, threshold=0.05)
+    assert sum(map(len, found)) > 0
+    for one, other in zip(found, before, strict=True):
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-2)
+        np.testing.assert_array_equal(one.labels, other.labels)
+    assert tl.export_artifact(artifact, tmp_path / "detector.tflite") < 1e-4
+    about = json.loads((tmp_path / "detector.tflite.json").read_text())
+    assert about["task"] == "detection" and "(batch, rows, columns, 2 + 4)" in about["output"]
+    answers = FORMATS[".tflite"].run(tmp_path / "detector.tflite", images[:3].astype("float32"))
+    np.testing.assert_allclose(answers, to_answers(detector.predict(images[:3], verbose=0), "detection"), atol=1e-4)
+
+
+def test_an_artefact_of_a_detector_that_was_changed_or_asked_for_classes_is_refused(detector, scenes, tmp_path):
+    folder = tl.save_artifact(tmp_path / "detector", detector, class_names=["one", "other"], examples=scenes[0])
+    artifact = tl.load_artifact(folder)
+    with pytest.raises(ValueError, match=r"read by detect\(\)"):
+        artifact.predict(scenes[0][:2])
+    with pytest.raises(ValueError, match="3 class names for a model of 2"):
+        tl.save_artifact(tmp_path / "three", detector, class_names=["a", "b", "c"], examples=scenes[0])
+    broken = [np.full_like(value, np.nan) for value in detector.get_weights()]
+    detector.set_weights(broken)
+    with pytest.raises(ValueError, match="training diverged"):
+        tl.save_artifact(tmp_path / "broken", detector, class_names=["one", "other"], examples=scenes[0])

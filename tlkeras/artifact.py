@@ -30,7 +30,7 @@ from tlkeras.card import (
 from tlkeras.freezing import transfer_of
 from tlkeras.heads import AUGMENTATION, Transfer
 from tlkeras.pictures import decode_picture
-from tlkeras.predictions import Predictions, to_probabilities
+from tlkeras.predictions import Predictions, to_answers, to_probabilities
 
 NUM_GOLDEN = 8
 BATCH_SIZE = 32
@@ -42,6 +42,7 @@ class Artifact:
 
     Attributes:
         model: From pictures (batch, height, width, 3) in [0, 255] to logits; frozen as it was, with `model.transfer`.
+            A detector is for `detect(artifact.model, pictures)`.
         class_names: In the order of the probabilities.
         image_size: Height and width in pixels.
         card: All that `card.json` says: preprocessing, versions, files, extra.
@@ -106,7 +107,7 @@ def save_artifact(
 
     Args:
         folder: Where to; its parents are made.
-        model: Of `build_classifier`.
+        model: Of `build_classifier` or `build_detector`.
         class_names: In the order of the outputs; for one logit the two classes 0 and 1.
         examples: Pictures (n, height, width, 3) in [0, 255], such as a validation batch; eight spread over them are
             kept, and lie readable in the folder: choose some that may be shown.
@@ -132,9 +133,9 @@ def save_artifact(
         raise ValueError(f"examples must be pictures (n, height, width, 3), got an array of shape {examples.shape}.")
     chosen = np.unique(np.linspace(0, len(examples) - 1, NUM_GOLDEN).round().astype(int))
     pictures = np.stack([_checked(picture, shape) for picture in examples[chosen]])
-    probabilities = to_probabilities(_logits(model, pictures), transfer.task)
-    if len(class_names) != probabilities.shape[1]:
-        raise ValueError(f"{len(class_names)} class names for a model of {probabilities.shape[1]} outputs.")
+    answers = to_answers(_logits(model, pictures), transfer.task)
+    if len(class_names) != (count := _count_classes(answers)):
+        raise ValueError(f"{len(class_names)} class names for a model of {count} outputs.")
     half = any("float16" in layer.compute_dtype for layer in model.layers)
     card = make_card(transfer, class_names, half_precision=half, extra=extra)
 
@@ -143,7 +144,7 @@ def save_artifact(
     try:
         draft.mkdir(parents=True)
         _without_augmentation(model).save(draft / MODEL)
-        np.savez_compressed(draft / GOLDEN, pictures=pictures, probabilities=probabilities)
+        np.savez_compressed(draft / GOLDEN, pictures=pictures, probabilities=answers)
         if manifest is not None:
             shutil.copyfile(manifest, draft / MANIFEST)
         write_card(draft, card)
@@ -222,12 +223,12 @@ def _replay(model: keras.Model, path: Path, card: dict[str, Any]) -> None:
         size = card["preprocessing"]["image_size"]
         if pictures.shape[1:] != (size, size, 3) or pictures.dtype != np.uint8:
             raise ValueError(f"pictures are {pictures.dtype} {pictures.shape}, the card says {size} pixels")
-        answers = to_probabilities(_logits(model, pictures), card["task"])
+        answers = to_answers(_logits(model, pictures), card["task"])
     except Exception as error:  # likewise
         raise ArtifactError(f"{path}: the golden predictions cannot be replayed: {error}") from error
-    if not len(golden) or golden.shape != answers.shape or golden.shape[1] != len(card["class_names"]):
+    if not len(golden) or golden.shape != answers.shape or _count_classes(golden) != len(card["class_names"]):
         raise ArtifactError(f"{path} holds answers {golden.shape}; model and labels give {answers.shape}.")
-    gaps = np.abs(answers - golden).max(axis=1)
+    gaps = np.abs(answers - golden).reshape(len(golden), -1).max(axis=1)
     failed = np.flatnonzero(~(gaps <= card["tolerance"]))  # so that NaN fails
     if len(failed):
         raise ArtifactError(
@@ -236,6 +237,10 @@ def _replay(model: keras.Model, path: Path, card: dict[str, Any]) -> None:
             f" {gaps[failed].max():.2g} in probability; {card['tolerance']:g} is allowed."
             f" Saved with {card['versions']}; here {versions()}."
         )
+
+
+def _count_classes(answers: np.ndarray) -> int:
+    return answers.shape[-1] - (4 if answers.ndim == 4 else 0)  # a detector's last four are distances
 
 
 def _without_augmentation(model: keras.Model) -> keras.Model:

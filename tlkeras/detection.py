@@ -21,6 +21,7 @@ from tlkeras.backbones import Backbone
 from tlkeras.engines import KerasEngine
 from tlkeras.freezing import transfer_of
 from tlkeras.heads import build_classifier
+from tlkeras.predictions import to_answers
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,9 @@ def detect(model: keras.Model, images: np.ndarray, *, threshold: float = 0.3, mo
     if not len(images):
         return []
     batches = (images[start : start + 32] for start in range(0, len(images), 32))
-    maps = np.concatenate([outputs[0] for outputs in KerasEngine(model).run(batches)]).astype(np.float64)
-    logits, sides = maps[..., :-4], np.logaddexp(0, maps[..., -4:])
-    scores = np.where(logits == maximum_filter(logits, size=(1, 3, 3, 1)), 1 / (1 + np.exp(-logits)), 0.0)
+    maps = to_answers(np.concatenate([outputs[0] for outputs in KerasEngine(model).run(batches)]), "detection")
+    scores, sides = maps[..., :-4], maps[..., -4:]
+    scores = np.where(scores == maximum_filter(scores, size=(1, 3, 3, 1)), scores, 0.0)
     size, grid = np.array(model.input_shape[2:0:-1]), np.array(scores.shape[2:0:-1])
     found = []
     for score, side in zip(scores, sides, strict=True):

@@ -25,8 +25,9 @@ def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
     """Write a classifier for another runtime, run it there, and get by how much its answers differ.
 
     The exported graph takes RGB pictures, float32, (batch, size, size, 3), in [0, 255], and gives probabilities in the
-    order of the class names; preprocessing is inside, augmentation is not. What a user of it has to know, above all the
-    names and how to resize, lies beside it as `classifier.json` (in a folder) or as `NAME.tflite.json` and so on.
+    order of the class names, a detector scores and distances; preprocessing is inside, augmentation is not. What a user
+    of it has to know, above all the names and how to resize, lies beside it as `classifier.json` (in a folder) or as
+    `NAME.tflite.json` and so on.
 
     Args:
         artifact: From `load_artifact`.
@@ -58,7 +59,7 @@ def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export") as draft:
         file = Path(draft) / path.name
-        model = _with_probabilities(artifact)
+        model = _with_answers(artifact)
         model(pictures)  # or Keras's ONNX exporter refuses: "has never called"
         with _silence():
             form.write(model, file)
@@ -85,10 +86,13 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def _with_probabilities(artifact: Artifact) -> keras.Model:
-    """The classifier with what turns logits into probabilities on top."""
+def _with_answers(artifact: Artifact) -> keras.Model:
+    """The model with what turns logits into answers on top."""
     logits, task = artifact.model.outputs[0], artifact.card["task"]
-    if task == "classification":
+    if task == "detection":
+        scores = keras.layers.Activation("sigmoid")(logits[..., :-4])
+        logits = keras.layers.Concatenate()([scores, keras.layers.Activation("softplus")(logits[..., -4:])])
+    elif task == "classification":
         logits = keras.layers.Softmax()(logits)
     elif task != "regression":
         logits = keras.layers.Activation("sigmoid")(logits)
@@ -99,12 +103,19 @@ def _with_probabilities(artifact: Artifact) -> keras.Model:
 
 def _description(artifact: Artifact, gap: float) -> dict:
     preprocessing, size = artifact.card["preprocessing"], artifact.image_size
+    output = f"(batch, {len(artifact.class_names)}), in the order of class_names"
+    if artifact.card["task"] == "detection":
+        output = (
+            f"(batch, rows, columns, {len(artifact.class_names)} + 4): for each place a score for each of class_names, "
+            "which counts where no neighbour has a higher one; then how far from the middle of the place the object's "
+            "left, top, right and bottom side are, as shares of the picture"
+        )
     return {
         "class_names": list(artifact.class_names),
         "task": artifact.card["task"],
         "input": f"RGB pictures, float32, (batch, {size}, {size}, 3), in [0, 255]",
         "resize": preprocessing["resize"],
-        "output": f"(batch, {len(artifact.class_names)}), in the order of class_names",
+        "output": output,
         "largest_difference": gap,
         "versions": artifact.card["versions"],
     }

@@ -111,6 +111,32 @@ def to_probabilities(logits: np.ndarray, task: str = "classification") -> np.nda
     return np.hstack([expit(-logits), expit(logits)])
 
 
+def to_answers(outputs: np.ndarray, task: str) -> np.ndarray:
+    """Get what a model answers, of any task: probabilities; of a detector scores and distances, in float64.
+
+    Args:
+        outputs: (n, k), or the maps (n, rows, columns, classes + 4) of a "detection".
+        task: As for `to_probabilities`, or "detection": a sigmoid for each class; then, by softplus, how far the
+            object's left, top, right and bottom side are away, as shares of the picture.
+
+    Returns:
+        As many numbers as there are outputs; for "binary" one more.
+
+    Raises:
+        ValueError: As `to_probabilities`, and if a map is not finite.
+    """
+    from scipy.special import expit
+
+    if task != "detection":
+        return to_probabilities(outputs, task)
+    maps = np.asarray(outputs, dtype=np.float64)
+    if maps.ndim != 4 or maps.shape[-1] < 5:
+        raise ValueError(f"A detector gives maps (pictures, rows, columns, classes + 4), got {maps.shape}.")
+    if not np.isfinite(maps).all():
+        raise ValueError("The detector gives NaN or infinity: its training diverged. Train at a lower learning rate.")
+    return np.concatenate([expit(maps[..., :-4]), np.logaddexp(0, maps[..., -4:])], axis=-1)
+
+
 def predict(model: keras.Model, data: Any, split: str = "validation") -> Predictions:
     """Get the model's probabilities for the pictures of a split, aligned with their truth and paths.
 
