@@ -216,6 +216,14 @@ def test_a_detector_in_an_artefact_finds_what_it_found_and_so_does_its_export(de
     np.testing.assert_allclose(answers, to_answers(detector.predict(images[:3], verbose=0), "detection"), atol=1e-4)
 
 
+def test_of_places_that_are_all_but_sure_the_surest_is_kept(detector, scenes):
+    maps = np.full((1, 8, 8, 6), -9.0)
+    maps[0, 2:5, 2:5, 0] = 45.0  # whose scores are all 1 in double precision
+    maps[0, 3, 3, 0] = 46.0
+    (found,) = tl.detect(answering(detector, maps), scenes[0][:1])
+    assert len(found) == 1 and found.labels.tolist() == [0]
+
+
 def test_an_artefact_of_a_detector_that_was_changed_or_asked_for_classes_is_refused(detector, scenes, tmp_path):
     folder = tl.save_artifact(tmp_path / "detector", detector, class_names=["one", "other"], examples=scenes[0])
     artifact = tl.load_artifact(folder)

@@ -8,6 +8,8 @@ import pytest
 from conftest import make_tiny_backbone
 
 import tlkeras as tl
+from tlkeras.explain import write_heat
+from tlkeras.predictions import Predictions
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +114,41 @@ def test_what_cannot_be_explained_is_refused(told_apart, squares):
         tl.grad_cam(told_apart, images, 2)
     with pytest.raises(ValueError, match="no class -1"):
         tl.grad_cam(told_apart, images, against=-1)
-    with pytest.raises(ValueError, match="40 pictures, but 3 classes"):
+    with pytest.raises(ValueError, match=r"40 pictures, but classes \(3,\)"):
         tl.grad_cam(told_apart, images, [0, 1, 0])
+    for odd in (1.0, "bee", [True, False] * 20):
+        with pytest.raises(ValueError, match="There is no class"):
+            tl.grad_cam(told_apart, images, odd)
+    with pytest.raises(ValueError, match="against is one class"):
+        tl.grad_cam(told_apart, images, against=[0, 1])
     with pytest.raises(ValueError, match="speaks for a class; this model does regression"):
         tl.grad_cam(tl.build_classifier(make_tiny_backbone(), 1, task="regression"), images)
+
+
+def test_a_stage_may_be_named_by_its_number(told_apart, squares):
+    images, stages = squares[0][:2], told_apart.transfer.stages
+    for number in (0, -2):
+        np.testing.assert_array_equal(
+            tl.grad_cam(told_apart, images, stage=number), tl.grad_cam(told_apart, images, stage=stages[number])
+        )
+    assert not np.allclose(tl.grad_cam(told_apart, images, stage=0), tl.grad_cam(told_apart, images))
+
+
+def test_nan_is_not_taken_for_a_picture_without_heat(squares):
+    model = tl.build_classifier(make_tiny_backbone(), 2)
+    model.set_weights([np.full_like(value, np.nan) for value in model.get_weights()])
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        tl.grad_cam(model, squares[0][:2])
+
+
+def test_files_of_heat_bear_names_that_a_disk_takes(told_apart, squares, tmp_path):
+    images, names = squares[0][:3], ("a/x.jpg", "b/x.jpg", "蚂" * 83 + ".jpg")
+    predictions = Predictions(None, np.eye(2)[[0, 1, 1]], names, ("red", "green"))
+    files = write_heat(tmp_path / "heat", told_apart, images, predictions)
+    assert [file.name for file in files[:2]] == ["001_x.png", "002_x.png"] and all(file.exists() for file in files)
+    assert files[2].name.startswith("003_蚂蚂")
+    with pytest.raises(FileExistsError):
+        write_heat(tmp_path / "heat", told_apart, images, predictions)
 
 
 def test_heat_colours_hot_places_only():

@@ -180,3 +180,9 @@ def test_the_style_of_the_caller_is_left_alone():
     before = dict(matplotlib.rcParams)
     plot_history(history())
     assert dict(matplotlib.rcParams) == before
+
+
+def test_dollars_in_names_are_no_formula():
+    ax = plot_confusion(np.eye(2, dtype=int), ["items $x_{$ b", "cost $"])
+    ax.get_figure().canvas.draw()  # would raise
+    assert ax.get_yticklabels()[0].get_text() == r"items \$x_{\$ b"

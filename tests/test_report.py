@@ -19,6 +19,7 @@ from tlkeras.report import draw_figures, write_report
 matplotlib.use("Agg")
 
 HOSTILE = "<script>alert(1)</script>"
+AUDIT = {"planned": 2, "moved": 2, "frozen": 9, "frozen_moved": [], "statistics_moved": [], "holds": True}
 
 
 class Page(HTMLParser):
@@ -49,13 +50,13 @@ def run(tmp_path, tiny_backbone, colour_pictures):
         {"phase": "head", "epoch": k, "loss": 1.0, "accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5}
         for k in (1, 2)
     ]
-    audit = {"planned": 2, "moved": 2, "frozen": 9, "frozen_moved": [], "statistics_moved": [], "holds": True}
     metrics = {
         "validation": tl.evaluate(held_out).to_dict(), "test": None, "seconds": {"head": 1.5, "total": 2.0},
-        "counts": data.counts, "audit": {"head": audit}, "kept_epoch": {"head": 2},
+        "counts": data.counts, "audit": {"head": AUDIT}, "kept_epoch": {"head": 2},
         "set_aside": [{"path": f"{HOSTILE}.jpg", "reason": "not a picture"}], "duplicates": [["a.jpg", "b.jpg"]],
+        "leaks": [],
         "backbone": {"name": "Tiny", "alpha": None, "weights": "random"}, "strategy": "head", "advice": None,
-        "arguments": {"folder": "/photos/insects", "seed": 0, "groups": None},
+        "arguments": {"folder": "/photos/insects", "weights": "/photos/my.npz", "seed": 0, "groups": None},
     }  # fmt: skip
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     draw_figures(tmp_path, data, Result(model, History(rows), "head"), held_out)
@@ -104,8 +105,45 @@ def test_a_test_split_and_advice_are_told(run):
     folder, *_ = run
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics["test"] = metrics["validation"]
-    metrics["advice"] = {"cell": "little data, similar", "reasons": [["pictures a class", "20", "few"]]}
+    metrics["advice"] = {
+        "cell": "little data, similar",
+        "reasons": [["pictures a class", "20", "few"]],
+        "more_data": True,
+    }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     page = Page(write_report(folder).read_text(encoding="utf-8"))
     assert "The test pictures were looked at once" in page.text
-    assert "little data, similar" in page.text and "pictures a class 20 few" in page.text
+    assert "little data, similar; more pictures promise more" in page.text and "pictures a class 20 few" in page.text
+
+
+def told(folder, **changed):
+    """What the page says if the metrics are other ones."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**metrics, **changed}))
+    return Page(write_report(folder).read_text(encoding="utf-8")).text
+
+
+def test_a_leak_in_the_given_split_stands_beside_the_figures(run):
+    folder, *_ = run
+    assert "on both sides" not in told(folder)
+    assert "1 groups of pictures that look the same lie on both sides" in told(folder, leaks=[["a.jpg", "b.jpg"]])
+
+
+def test_a_probe_has_no_epochs_and_a_phase_that_only_hurt_is_put_back(run):
+    folder, *_ = run
+    assert "chose the epoch" in told(folder)
+    probe = told(folder, kept_epoch={"probe": 1}, audit={})
+    assert "chose the epoch" not in probe and "a fit of the head on stored features" in probe
+    assert "0: put back" in told(folder, kept_epoch={"head": 0}, audit={"head": AUDIT})
+
+
+def test_a_class_without_validation_pictures_is_no_failure_of_0_percent(run):
+    folder, held_out, _ = run
+    per_class = tl.evaluate(held_out).to_dict()
+    per_class["per_class"]["wasp"] |= {"recall": 0.0, "precision": 0.0, "f1": 0.0, "num_pictures": 0}
+    assert "wasp – – – 0" in told(folder, validation=per_class)
+
+
+def test_a_name_that_is_no_text_does_not_lose_the_run(run):
+    folder, *_ = run
+    assert "caf?.txt" in told(folder, set_aside=[{"path": "caf\udce9.txt", "reason": "not a picture"}])

@@ -84,7 +84,8 @@ def predict(
     run: Annotated[Path, typer.Argument(help="What fit --out made.")],
     pictures: Annotated[list[Path], typer.Argument(help="Picture files.")],
     heat: Annotated[
-        Path | None, typer.Option(help="A folder for pictures of what spoke for the class that was named (Grad-CAM).")
+        Path | None,
+        typer.Option(help="A new folder for pictures of what spoke for the most probable class (Grad-CAM)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects instead of a table.")] = False,
 ) -> None:
@@ -93,6 +94,8 @@ def predict(
     from tlkeras.pictures import PictureError, decode_picture
     from tlkeras.runs import load_run
 
+    if heat and heat.exists():
+        raise ValueError(f"{heat} exists: --heat makes a new folder, so that nothing is overwritten.")
     artifact = load_run(run)
     rows, broken, readable, arrays = [], [], [], []
     for path in pictures:

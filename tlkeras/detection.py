@@ -156,9 +156,10 @@ def detect(model: keras.Model, images: np.ndarray, *, threshold: float = 0.3, mo
     if not len(images):
         return []
     batches = (images[start : start + 32] for start in range(0, len(images), 32))
-    maps = to_answers(np.concatenate([outputs[0] for outputs in KerasEngine(model).run(batches)]), "detection")
-    scores, sides = maps[..., :-4], maps[..., -4:]
-    scores = np.where(scores == maximum_filter(scores, size=(1, 3, 3, 1)), scores, 0.0)
+    maps = np.concatenate([outputs[0] for outputs in KerasEngine(model).run(batches)])
+    logits, answers = maps[..., :-4], to_answers(maps, "detection")
+    peaks = logits == maximum_filter(logits, size=(1, 3, 3, 1))  # of the logits: scores near 1 are equal
+    scores, sides = np.where(peaks, answers[..., :-4], 0.0), answers[..., -4:]
     size, grid = np.array(model.input_shape[2:0:-1]), np.array(scores.shape[2:0:-1])
     found = []
     for score, side in zip(scores, sides, strict=True):

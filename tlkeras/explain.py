@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,7 @@ def grad_cam(
     classes: int | Sequence[int] | None = None,
     *,
     against: int | None = None,
-    stage: str | None = None,
+    stage: str | int | None = None,
 ) -> np.ndarray:
     """Get, for each picture, where the feature map of a stage speaks for a class.
 
@@ -39,15 +41,16 @@ def grad_cam(
         classes: The class to speak for, or one a picture; by default the most probable of each. Of a model with one
             logit: 0 or 1.
         against: A class whose logit is subtracted, to ask what tells the two apart.
-        stage: One of `model.transfer.stages`; by default the last, whose map is coarse. An earlier one is finer, and
-            knows less of the class.
+        stage: One of `model.transfer.stages`, by name or by index; by default the last, whose map is coarse. An earlier
+            one is finer, and knows less of the class.
 
     Returns:
         float32 (n, height, width) in [0, 1]: 1 at the hottest place of each picture, 0 all over where nothing speaks
         for the class.
 
     Raises:
-        ValueError: If the model is no classifier, the stage has no map of places, or images or classes do not fit.
+        ValueError: If the model is no classifier, the stage has no map of places, images or classes do not fit, or the
+            network gives NaN.
 
     Example:
     >>> import tlkeras as tl
@@ -59,21 +62,26 @@ def grad_cam(
     transfer = transfer_of(model)
     if transfer.task not in ("classification", "binary", "multi-label"):
         raise ValueError(f"Grad-CAM asks what speaks for a class; this model does {transfer.task}.")
-    stage = stage or transfer.stages[-1]
-    if stage not in transfer.stages:
-        raise ValueError(f"The model has no stage {stage!r}; it has {', '.join(transfer.stages)}.")
+    stages = transfer.stages
+    if isinstance(stage, Integral) and -len(stages) <= stage < len(stages):
+        stage = stages[stage]
+    stage = stages[-1] if stage is None else stage
+    if stage not in stages:
+        raise ValueError(f"The model has no stage {stage!r}; it has {', '.join(stages)}.")
     cut = model.get_layer(stage).output
     if len(cut.shape) != 4:
         raise ValueError(f"{stage} gives no map of places, its output is {cut.shape[1:]}: take a stage before it.")
-    images, shape = np.asarray(images, "float32"), model.input_shape[1:]
+    images, shape = np.asarray(images), model.input_shape[1:]
     if images.shape[1:] != shape or not len(images):
         raise ValueError(f"The model takes pictures (n, {', '.join(map(str, shape))}), got {images.shape}.")
     count = 2 if transfer.task == "binary" else model.output_shape[-1]
+    if np.ndim(against):
+        raise ValueError(f"against is one class for all pictures, got {against!r}.")
+    if classes is not None and np.shape(classes) not in ((), (len(images),)):
+        raise ValueError(f"{len(images)} pictures, but classes {np.shape(classes)}: give one, or one a picture.")
     for number in (*np.ravel([] if classes is None else classes), *([] if against is None else [against])):
-        if not 0 <= number < count:
+        if not isinstance(number, Integral) or not 0 <= number < count:
             raise ValueError(f"There is no class {number}: the model has {count}, numbered from 0.")
-    if classes is not None and np.ndim(classes) and len(classes) != len(images):
-        raise ValueError(f"{len(images)} pictures, but {len(classes)} classes: give one for all, or one a picture.")
     lower, upper = keras.Model(model.inputs[0], cut), keras.Model(cut, model.outputs[0])
 
     def logits_of(maps: Any) -> Any:
@@ -83,7 +91,7 @@ def grad_cam(
     heat, signs = [], np.eye(count, dtype="float32")
     for start in range(0, len(images), BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
-        maps = lower(keras.ops.convert_to_tensor(images[rows]), training=False)
+        maps = lower(keras.ops.convert_to_tensor(images[rows].astype("float32")), training=False)
         if classes is None:
             wanted = keras.ops.convert_to_numpy(logits_of(maps)).argmax(axis=1)
         else:
@@ -94,6 +102,8 @@ def grad_cam(
         speaks = keras.ops.relu(keras.ops.sum(keras.ops.cast(speaks, "float32"), axis=-1, keepdims=True))
         heat.append(keras.ops.convert_to_numpy(keras.ops.image.resize(speaks, shape[:2]))[..., 0])
     heat = np.concatenate(heat)
+    if not np.isfinite(heat).all():
+        raise ValueError("The network gives NaN or infinity: its training diverged, or a picture holds NaN.")
     hottest = heat.max(axis=(1, 2), keepdims=True)
     return np.divide(heat, hottest, out=np.zeros_like(heat), where=hottest > 0)
 
@@ -114,11 +124,11 @@ def overlay_heat(images: np.ndarray, heat: np.ndarray, *, strength: float = 0.7)
     """
     import matplotlib
 
-    images, heat = np.asarray(images, "float32"), np.asarray(heat, "float32")
+    images, heat = np.asarray(images), np.asarray(heat, "float32")
     if images.shape[:3] != heat.shape or images.ndim != 4:
         raise ValueError(f"Heat {heat.shape} does not lie on pictures {images.shape}.")
-    colours = 255 * matplotlib.colormaps["plasma"](heat)[..., :3]
-    share, grey = strength * heat[..., None], images.mean(axis=-1, keepdims=True)
+    colours = matplotlib.colormaps["plasma"](heat, bytes=True)[..., :3]
+    share, grey = strength * heat[..., None], images.mean(axis=-1, keepdims=True, dtype="float32")
     return np.rint((1 - share) * grey + share * colours).clip(0, 255).astype(np.uint8)
 
 
@@ -126,19 +136,23 @@ def write_heat(folder: Path, model: keras.Model, images: Sequence[np.ndarray], p
     """Write a PNG for each picture, with the heat of the class that was predicted; get the files, in order.
 
     Args:
-        folder: Where to; made if need be. Files are named after the picture and its number.
+        folder: Where to; it must not exist. Files are named after the picture and its number.
         model: A classifier.
         images: Pictures (height, width, 3) in [0, 255], of the model's size.
         predictions: The model's, with `paths`, in the same order.
     """
     from PIL import Image
 
-    folder.mkdir(parents=True, exist_ok=True)
-    images, files = np.stack(images), []
-    heat = overlay_heat(images, grad_cam(model, images, predictions.predicted))
-    for number, (path, picture) in enumerate(zip(predictions.paths, heat, strict=True), start=1):
-        files.append(folder / f"{number:03}_{Path(path).stem[:100]}.png")
-        Image.fromarray(picture).save(files[-1])
+    folder.mkdir(parents=True)
+    files = []
+    for start in range(0, len(images), BATCH_SIZE):
+        rows = slice(start, start + BATCH_SIZE)
+        pictures = np.stack(images[rows])
+        heat = overlay_heat(pictures, grad_cam(model, pictures, predictions.predicted[rows]))
+        for path, picture in zip(predictions.paths[rows], heat, strict=True):
+            stem = os.fsencode(Path(path).stem)[:200].decode(errors="ignore")  # names end at 255 bytes
+            files.append(folder / f"{len(files) + 1:03}_{stem}.png")
+            Image.fromarray(picture).save(files[-1])
     return files
 
 

@@ -35,7 +35,7 @@ def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
             OpenVINO (its weights go beside it as `.bin`), none for a TensorFlow SavedModel, which is a folder.
 
     Returns:
-        The largest difference of a probability on the golden pictures of the artefact.
+        The largest difference of an answer on the golden pictures of the artefact.
 
     Raises:
         ValueError: If the ending is unknown.
@@ -67,7 +67,7 @@ def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
         gap = float(np.abs(answers - probabilities).max()) if answers.shape == probabilities.shape else np.inf
         if not gap <= artifact.card["tolerance"]:
             raise ArtifactError(
-                f"The {form.name} export answers differently, by {gap:.2g} in probability; "
+                f"The {form.name} export answers differently, by {gap:.2g}; "
                 f"{artifact.card['tolerance']:g} is allowed. Nothing was written."
             )
         text = json.dumps(_description(artifact, gap), indent=1, ensure_ascii=False)

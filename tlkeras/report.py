@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,8 +40,9 @@ def write_report(run: Path) -> Path:
     from markupsafe import Markup, escape
 
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    backbone, accuracy = metrics["backbone"], metrics["validation"]["accuracy"]
-    folder = Path(metrics["arguments"]["folder"]).name  # where it lies is nobody's business to whom the page is sent
+    backbone, arguments = metrics["backbone"], dict(metrics["arguments"])
+    for key in ("folder", "weights"):  # where they lie is nobody's business to whom the page is sent
+        arguments[key] = _name_of(arguments[key])
     aside = [(item["path"], item["reason"]) for item in metrics["set_aside"]]
     alike = [("; ".join(paths),) for paths in metrics["duplicates"]]
 
@@ -56,9 +57,10 @@ def write_report(run: Path) -> Path:
         loader=jinja2.PackageLoader("tlkeras", "."), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     page = environment.get_template("report.html.jinja").render(
-        title=f"{folder}: {_interval(accuracy)} of the validation pictures right",
+        title=f"{arguments['folder']}: {_interval(metrics['validation']['accuracy'])} of the validation pictures right",
         backbone=backbone["name"] + ("" if backbone["alpha"] is None else f" (alpha {backbone['alpha']})"),
-        weights=backbone["weights"],
+        weights=_name_of(backbone["weights"]),
+        phases=list(metrics["kept_epoch"]),
         metrics=metrics,
         classes=list(metrics["validation"]["per_class"]),
         counts={split: list(classes.values()) for split, classes in metrics["counts"].items()},
@@ -66,9 +68,9 @@ def write_report(run: Path) -> Path:
         scores=SCORES.items(),
         lists=[
             (aside, "Files set aside", ("file", "why")),
-            (alike, "Groups of pictures that look the same, each kept on one side of the split", ("pictures",)),
+            (alike, "Groups of pictures that look the same", ("pictures",)),
         ],
-        arguments=metrics["arguments"] | {"folder": folder},
+        arguments=arguments,
         versions=versions(),
         interval=_interval,
         percent=_percent,
@@ -76,7 +78,7 @@ def write_report(run: Path) -> Path:
         figure=figure,
         has=lambda name: (run / f"{name}.png").exists(),
     )
-    (run / REPORT).write_text(page, encoding="utf-8")
+    (run / REPORT).write_text(page, encoding="utf-8", errors="replace")  # a file's name may be no text
     return run / REPORT
 
 
@@ -118,6 +120,11 @@ def draw_figures(folder: Path, data: Data, result: Result, held_out: Predictions
         title = "The surest mistakes, and where the network looked"
         keep(show(np.tile(surest, 2), np.concatenate([pictures, heat]), title), "mistakes")
     pyplot.close("all")
+
+
+def _name_of(place: str) -> str:
+    """The last part of a path; an address, or a word such as "imagenet", as it is."""
+    return place if "://" in place else PurePath(place).name
 
 
 def _percent(share: float) -> str:

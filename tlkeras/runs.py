@@ -52,6 +52,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     settings = Settings(run_folder=partial / "checkpoints")
     result = transfer(data, backbone, strategy=arguments["strategy"], seed=arguments["seed"], settings=settings)
     held_out = predict(result.model, data)
+    side = {path: split for split, paths in data.paths.items() for path in paths}
     test = None if data.test is None else evaluate(open_test(result.model, data)).to_dict()
     metrics = {
         "validation": evaluate(held_out).to_dict(),
@@ -61,6 +62,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
         "audit": {phase: report.to_dict() for phase, report in result.history.audits.items()},
         "set_aside": [dataclasses.asdict(item) for item in data.set_aside],
         "duplicates": [list(paths) for paths in data.duplicates],
+        "leaks": [list(paths) for paths in data.duplicates if len({side[path] for path in paths}) > 1],
         "kept_epoch": result.history.kept,
         "backbone": {"name": backbone.name, "alpha": backbone.alpha, "weights": str(backbone.weights)},
         "strategy": result.strategy,

@@ -81,10 +81,10 @@ def note_above(ax: Axes, text: str, x: float, *, shift: float = 0, **options: An
 
 def shortened(name: str, longest: int = 22) -> str:
     """Get a name with its middle left out: the beginnings and ends of class names tell them apart."""
-    if len(name) <= longest:
-        return name
-    half = (longest - 1) // 2
-    return f"{name[: longest - 1 - half]}…{name[-half:]}"
+    if len(name) > longest:
+        half = (longest - 1) // 2
+        name = f"{name[: longest - 1 - half]}…{name[-half:]}"
+    return name.replace("$", r"\$")  # or matplotlib reads a formula
 
 
 def wrapped(title: str, inches: float) -> str:

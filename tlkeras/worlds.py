@@ -37,10 +37,10 @@ def start_lesson() -> str:
     if world == "embedded" and keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        with contextlib.suppress(RuntimeError):  # too late: a network was there before
-            if "TF_NUM_INTRAOP_THREADS" not in os.environ:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+        if "TF_NUM_INTRAOP_THREADS" not in os.environ:
+            with contextlib.suppress(RuntimeError):  # too late: a network was there before
                 tf.config.threading.set_intra_op_parallelism_threads(1)
-            tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     keras.utils.set_random_seed(0)
     print(f"World: {world}. The environment variable TLKERAS_WORLD=embedded or =imagenet chooses the other.")
     return world
