@@ -12,6 +12,7 @@ The embedded backbone has seen systems of family 0 and photographs, so fractals 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,12 +119,17 @@ def make_fractals(
     ((6, 32, 32, 3), dtype('uint8'), [0, 0, 0, 1, 1, 1])
     """
     _check_counts(num_classes=num_classes, per_class=per_class, image_size=image_size)
-    images = np.empty((num_classes, per_class, image_size, image_size, 3), np.uint8)
-    for label in range(num_classes):
-        system = sample_system(np.random.default_rng([family, label]))
-        for k in range(per_class):
-            images[label, k] = render(system, image_size, np.random.default_rng([family, label, first_picture + k, 1]))
-    return images.reshape(-1, image_size, image_size, 3), np.repeat(np.arange(num_classes), per_class)
+    systems = [sample_system(np.random.default_rng([family, label])) for label in range(num_classes)]
+    images = np.empty((num_classes * per_class, image_size, image_size, 3), np.uint8)
+
+    def draw(number: int) -> None:
+        label, k = divmod(number, per_class)
+        rng = np.random.default_rng([family, label, first_picture + k, 1])
+        images[number] = render(systems[label], image_size, rng)
+
+    with ThreadPoolExecutor(2) as pool:  # numpy works outside Python's lock; of four threads some would wait for it
+        list(pool.map(draw, range(len(images))))
+    return images, np.repeat(np.arange(num_classes), per_class)
 
 
 def make_scenes(
