@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tlkeras
@@ -58,16 +59,55 @@ print(json.dumps({
 """
 
 
-def test_both_phases_run_on_jax_without_tensorflow(tmp_path):
+def on_jax(script, folder):
+    """What a script prints last, in JSON, on the JAX backend."""
     if importlib.util.find_spec("jax") is None:
         pytest.skip("needs the jax package, which is not among this project's requirements")
     paths = [str(Path(__file__).parent), str(Path(tlkeras.__file__).parents[1])]
     environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(paths)}
-    run = subprocess.run([sys.executable, "-c", JAX_RUN], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=folder)
     assert run.returncode == 0, run.stderr[-2000:]
-    result = json.loads(run.stdout.splitlines()[-1])
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_both_phases_run_on_jax_without_tensorflow(tmp_path):
+    result = on_jax(JAX_RUN, tmp_path)
     assert result["accuracy"] > 0.8  # chance is 0.33
     assert result["heat"] == [4, 32, 32]
     assert result["audits"]["fine-tune"].startswith(
         "moved 8 of 8 trainable variables, 0 of 15 frozen ones, 0 batch-norm"
     )
+
+
+JAX_TASKS = """
+import json
+import keras
+import numpy as np
+import tlkeras as tl
+
+things = tl.make_struck_objects(40, image_size=32, seed=0)
+tasks = [tl.Labels(things.materials), tl.Rotation(), tl.SimCLR(), tl.VICReg(), tl.Autoencoder(), tl.Colorization(),
+         tl.Sound(sounds=things.sounds, num_clusters=4)]
+losses = {}
+for task in tasks:
+    keras.utils.set_random_seed(0)
+    settings = tl.Pretraining(steps=2, batch_size=16, checks=1, verbose=0)
+    done = tl.pretrain(tl.small_backbone(32, width=8, num_stages=2), things.images, task, settings=settings)
+    losses[type(task).__name__] = done.rows[-1]["loss"]
+
+images, boxes, labels = tl.make_scenes(24, 2, image_size=32)
+detector = tl.build_detector(tl.small_backbone(32, width=8), 2, stage=1)
+data = tl.make_batches(images, tl.encode_objects(detector, boxes, labels), batch_size=8, seed=0)
+quiet = tl.Settings(verbose=0, patience=None)
+history = tl.train_head(detector, data, epochs=2, settings=quiet)
+tl.unfreeze_top(detector, stages=1)
+history += tl.fine_tune(detector, data, epochs=1, settings=quiet)
+found = tl.detect(detector, images[:2], threshold=0.01)
+print(json.dumps({"losses": losses, "detector": [row["loss"] for row in history.rows], "found": len(found)}))
+"""
+
+
+def test_every_pretext_and_a_detector_learn_on_jax(tmp_path):
+    result = on_jax(JAX_TASKS, tmp_path)
+    assert len(result["losses"]) == 7 and all(np.isfinite(loss) for loss in result["losses"].values())
+    assert result["detector"][-1] < result["detector"][0] and result["found"] == 2
