@@ -59,7 +59,7 @@ def run(tmp_path, tiny_backbone, colour_pictures):
         "arguments": {"folder": "/photos/insects", "weights": "/photos/my.npz", "seed": 0, "groups": None},
     }  # fmt: skip
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    draw_figures(tmp_path, data, Result(model, History(rows), "head"), held_out)
+    draw_figures(tmp_path, data, Result(model, History(rows), "head"), held_out, tl.evaluate(held_out))
     return tmp_path, held_out, data
 
 
@@ -96,7 +96,7 @@ def test_a_run_without_a_mistake_has_no_figure_of_mistakes(run):
     right = Predictions(held_out.truth, np.eye(3)[held_out.truth], held_out.paths, held_out.class_names, held_out.task)
     model = tl.build_classifier(tl.small_backbone(32), 3)
     rows = [{"phase": "head", "epoch": 1, "loss": 1.0, "accuracy": 1.0}]
-    draw_figures(folder, data, Result(model, History(rows), "head"), right)
+    draw_figures(folder, data, Result(model, History(rows), "head"), right, tl.evaluate(right))
     assert not (folder / "mistakes.png").exists()
     assert "Grad-CAM" not in Page(write_report(folder).read_text(encoding="utf-8")).text
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -65,6 +64,7 @@ def fit(
 ) -> None:
     """Train a classifier on a folder of pictures. After a kill the same command goes on where it was."""
     _talk()
+    from tlkeras.intervals import Interval
     from tlkeras.runs import fit_folder
 
     arguments = {
@@ -74,8 +74,8 @@ def fit(
     metrics = fit_folder(arguments, out, overwrite=overwrite)
     for split in ("validation", "test"):
         if metrics[split]:
-            accuracy, balanced = metrics[split]["accuracy"], metrics[split]["balanced_accuracy"]
-            print(f"{split:>10}: accuracy {_percent(accuracy)}, balanced accuracy {_percent(balanced)}")
+            accuracy, balanced = (Interval(**metrics[split][key]) for key in ("accuracy", "balanced_accuracy"))
+            print(f"{split:>10}: accuracy {accuracy.in_percent()}, balanced accuracy {balanced.in_percent()}")
     print(f"{out}: report.html, model, metrics.json and more, after {metrics['seconds']['total']:.0f} s")
 
 
@@ -91,27 +91,9 @@ def predict(
 ) -> None:
     """Predict the class of pictures."""
     _talk()
-    from tlkeras.pictures import PictureError, decode_picture
-    from tlkeras.runs import load_run
+    from tlkeras.runs import predict_files
 
-    if heat and heat.exists():
-        raise ValueError(f"{heat} exists: --heat makes a new folder, so that nothing is overwritten.")
-    artifact = load_run(run)
-    rows, broken, readable, arrays = [], [], [], []
-    for path in pictures:
-        try:
-            arrays.append(decode_picture(path, artifact.image_size))
-            readable.append(path)
-        except PictureError as error:
-            broken.append(f"{path}: {error.reason}")
-    if arrays:
-        found = dataclasses.replace(artifact.predict(arrays), paths=tuple(map(str, readable)))
-        rows = found.to_rows()
-    if arrays and heat:
-        from tlkeras.explain import write_heat
-
-        for row, file in zip(rows, write_heat(heat, artifact.model, arrays, found), strict=True):
-            row["heat"] = str(file)
+    rows, broken = predict_files(run, pictures, heat)
     if as_json:
         print(json.dumps(rows, indent=2))
     elif rows:
@@ -244,7 +226,7 @@ def demo(seed: Annotated[int, typer.Option(help="Of the heads and of the network
 def doctor() -> None:
     """Say what is installed, which devices and weights are in reach, and what to do about the rest."""
     _talk()
-    from tlkeras.runs import examine
+    from tlkeras.doctor import examine
 
     problems = 0
     for name, finding, advice in examine():
@@ -253,10 +235,6 @@ def doctor() -> None:
             problems += 1
             print(f"{'':<22} -> {advice}")
     print("ready" if not problems else f"ready, with {problems} things to know")
-
-
-def _percent(interval: dict) -> str:
-    return f"{interval['value']:.1%} ({interval['low']:.1%} to {interval['high']:.1%})"
 
 
 def _talk() -> None:

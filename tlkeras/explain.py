@@ -176,4 +176,4 @@ def _gradient(score: Callable[[Any], Any], maps: Any) -> Any:
         with torch.enable_grad():
             maps = maps.detach().requires_grad_(True)
             return torch.autograd.grad(score(maps), maps)[0]
-    raise NotImplementedError(f"The Keras backend {backend!r} computes no gradients: set KERAS_BACKEND=tensorflow.")
+    raise RuntimeError(f"The Keras backend {backend!r} computes no gradients: set KERAS_BACKEND=tensorflow.")

@@ -24,6 +24,10 @@ class Interval:
         """Get the text "0.800 (0.490 to 0.943)"."""
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
+    def in_percent(self) -> str:
+        """Get a share as "80.0 % (49.0 to 94.3)"."""
+        return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
 
 def wilson_interval(num_right: float, num_pictures: float) -> Interval:
     """Get the 95 % interval of a share (Wilson, 1927, https://doi.org/10.1080/01621459.1927.10502953).

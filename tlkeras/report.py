@@ -6,13 +6,14 @@ import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tlkeras.card import versions
-from tlkeras.evaluation import evaluate
+from tlkeras.evaluation import Evaluation
 from tlkeras.explain import grad_cam, overlay_heat
+from tlkeras.intervals import Interval
 from tlkeras.plots import plot_confusion, plot_history, plot_pictures
 from tlkeras.predictions import Predictions
 
@@ -37,33 +38,36 @@ def write_report(run: Path) -> Path:
         FileNotFoundError: If the folder holds no metrics.json.
     """
     import jinja2
-    from markupsafe import Markup, escape
+    from markupsafe import Markup
 
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    backbone, arguments = metrics["backbone"], dict(metrics["arguments"])
+    backbone, accuracy = metrics["backbone"], metrics["validation"]["accuracy"]
+    arguments = dict(metrics["arguments"])
     for key in ("folder", "weights"):  # where they lie is nobody's business to whom the page is sent
         arguments[key] = _name_of(arguments[key])
     aside = [(item["path"], item["reason"]) for item in metrics["set_aside"]]
     alike = [("; ".join(paths),) for paths in metrics["duplicates"]]
 
+    def in_percent(interval: Mapping[str, float]) -> str:
+        return Interval(**interval).in_percent()
+
     def figure(name: str, described: str) -> Markup:
         if not (run / f"{name}.png").exists():
             return Markup("")
         data = base64.b64encode((run / f"{name}.png").read_bytes()).decode()
-        return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(escape(described), data)
+        return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(described, data)
 
     # Names of files and classes come from strangers: everything is escaped, and a word that is missing is an error.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tlkeras", "."), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     page = environment.get_template("report.html.jinja").render(
-        title=f"{arguments['folder']}: {_interval(metrics['validation']['accuracy'])} of the validation pictures right",
+        title=f"{arguments['folder']}: {in_percent(accuracy)} of the validation pictures right",
         backbone=backbone["name"] + ("" if backbone["alpha"] is None else f" (alpha {backbone['alpha']})"),
         weights=_name_of(backbone["weights"]),
         phases=list(metrics["kept_epoch"]),
         metrics=metrics,
         classes=list(metrics["validation"]["per_class"]),
-        counts={split: list(classes.values()) for split, classes in metrics["counts"].items()},
         judged=[split for split in ("validation", "test") if metrics[split]],
         scores=SCORES.items(),
         lists=[
@@ -72,17 +76,16 @@ def write_report(run: Path) -> Path:
         ],
         arguments=arguments,
         versions=versions(),
-        interval=_interval,
-        percent=_percent,
+        in_percent=in_percent,
+        percent=lambda share: f"{100 * share:.1f} %",
         number=lambda count: f"{count:,}",
         figure=figure,
-        has=lambda name: (run / f"{name}.png").exists(),
     )
     (run / REPORT).write_text(page, encoding="utf-8", errors="replace")  # a file's name may be no text
     return run / REPORT
 
 
-def draw_figures(folder: Path, data: Data, result: Result, held_out: Predictions) -> None:
+def draw_figures(folder: Path, data: Data, result: Result, held_out: Predictions, found: Evaluation) -> None:
     """Write history.png, confusion.png, pictures.png and, where something is wrong, mistakes.png.
 
     Args:
@@ -90,6 +93,7 @@ def draw_figures(folder: Path, data: Data, result: Result, held_out: Predictions
         data: The pictures.
         result: What `transfer` made of them.
         held_out: Its predictions for the validation split.
+        found: `evaluate` of these.
     """
     import matplotlib
 
@@ -104,8 +108,7 @@ def draw_figures(folder: Path, data: Data, result: Result, held_out: Predictions
         truth, predicted = held_out.truth[rows], held_out.predicted[rows]
         return plot_pictures(pictures, truth, predicted, data.class_names, probabilities=sure, title=title)
 
-    found = evaluate(held_out)
-    finding = f"Validation accuracy {_interval(vars(found.accuracy))}"
+    finding = f"Validation accuracy {found.accuracy.in_percent()}"
     keep(plot_history(result.history.rows, title=finding), "history")
     keep(plot_confusion(found.confusion, data.class_names, title=finding), "confusion")
     numbers = data.index["validation"]
@@ -125,11 +128,3 @@ def draw_figures(folder: Path, data: Data, result: Result, held_out: Predictions
 def _name_of(place: str) -> str:
     """The last part of a path; an address, or a word such as "imagenet", as it is."""
     return place if "://" in place else PurePath(place).name
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _interval(value: Mapping[str, Any]) -> str:
-    return f"{100 * value['value']:.1f} % ({100 * value['low']:.1f} to {100 * value['high']:.1f})"

@@ -1,15 +1,12 @@
-"""What the commands do: a run folder made whole or not at all, the demo, the doctor."""
+"""What the commands do: a run folder made whole or not at all, and the demo."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import os
-import platform
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -54,8 +51,9 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     held_out = predict(result.model, data)
     side = {path: split for split, paths in data.paths.items() for path in paths}
     test = None if data.test is None else evaluate(open_test(result.model, data)).to_dict()
+    found = evaluate(held_out)
     metrics = {
-        "validation": evaluate(held_out).to_dict(),
+        "validation": found.to_dict(),
         "test": test,
         "seconds": {"load": loaded, **result.history.seconds, "total": time.perf_counter() - started},
         "counts": data.counts,
@@ -71,7 +69,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     }
     result.history.to_csv(partial / "history.csv")
     write_manifest(data, partial / "split.csv")
-    draw_figures(partial, data, result, held_out)
+    draw_figures(partial, data, result, held_out, found)
     examples = next(iter(data.ordered("validation").unbatch().batch(8)))[0]
     save_artifact(
         partial / MODEL_FOLDER,
@@ -96,6 +94,43 @@ def load_run(folder: Path):
     from tlkeras.artifact import load_artifact
 
     return load_artifact(folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder)
+
+
+def predict_files(run: Path, pictures: list[Path], heat: Path | None = None) -> tuple[list[dict], list[str]]:
+    """Get a row for each picture that can be used, with its "heat" file if a folder for those is named, and why not.
+
+    Args:
+        run: A run folder, or the model folder in it.
+        pictures: Picture files.
+        heat: A folder to make.
+
+    Returns:
+        The rows of `Predictions.to_rows`, and a sentence for each file that cannot be used.
+
+    Raises:
+        ValueError: If `heat` exists.
+    """
+    from tlkeras.explain import write_heat
+    from tlkeras.pictures import PictureError, decode_picture
+
+    if heat and heat.exists():
+        raise ValueError(f"{heat} exists: --heat makes a new folder, so that nothing is overwritten.")
+    artifact = load_run(run)
+    broken, arrays = [], {}
+    for number, path in enumerate(pictures):
+        try:
+            arrays[number] = decode_picture(path, artifact.image_size)
+        except PictureError as error:
+            broken.append(f"{path}: {error.reason}")
+    if not arrays:
+        return [], broken
+    images = list(arrays.values())
+    found = dataclasses.replace(artifact.predict(images), paths=tuple(str(pictures[number]) for number in arrays))
+    rows = found.to_rows()
+    if heat:
+        for row, file in zip(rows, write_heat(heat, artifact.model, images, found), strict=True):
+            row["heat"] = str(file)
+    return rows, broken
 
 
 def probe_folder(arguments: dict):
@@ -225,45 +260,3 @@ def run_demo(seed: int = 0, *, num_classes: int = 10, per_class: int = 20, epoch
         f"from scratch alone {result.only_b} times (McNemar p = {result.p_value:.1g})."
     )
     return intervals
-
-
-def examine() -> Iterator[tuple[str, str, str | None]]:
-    """Look at the machine: rows of (what, finding, advice or None)."""
-    import importlib.metadata as metadata
-
-    from tlkeras import __version__
-    from tlkeras.catalogue import CATALOGUE
-    from tlkeras.weights import EMBEDDED_FILE, cache_folder, weights_in_reach
-
-    yield "tlkeras", __version__, None
-    yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", None
-    yield "keras", f"{keras.__version__}, backend {keras.backend.backend()}", None
-    for package in ("tensorflow", "tensorflow-datasets", "scikit-learn", "pillow", "matplotlib"):
-        try:
-            yield package, metadata.version(package), None
-        except metadata.PackageNotFoundError:
-            yield package, "missing", f"pip install {package}"
-    devices = [device for device in keras.distribution.list_devices() if not device.startswith("cpu")]
-    advice = None if devices else "fine for this course; on Colab choose Runtime > Change runtime type > GPU"
-    yield "devices", ", ".join(devices) or f"CPU only, {os.cpu_count()} cores", advice
-    home = cache_folder()
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        writable = os.access(home, os.W_OK)
-    except OSError:
-        writable = False
-    yield "weights are kept in", str(home), None if writable else f"make {home} writable or set KERAS_HOME"
-    embedded = EMBEDDED_FILE.is_file()
-    yield (
-        "embedded weights",
-        "MobileNetV2 0.35" if embedded else "missing",
-        None if embedded else "install tlkeras anew",
-    )
-    cached = [
-        name if alpha is None else f"{name} {alpha}"
-        for name, entry in CATALOGUE.items()
-        for alpha in entry.alphas or (None,)
-        if weights_in_reach(name, alpha)
-    ]
-    advice = None if cached else "downloaded at first use; without a network take --weights embedded"
-    yield "ImageNet weights here", ", ".join(cached) or "none", advice
