@@ -214,7 +214,7 @@ def plot_intervals(
         intervals: Name to `Interval`, or to (value, low, high); drawn from top to bottom in this order.
         baseline: A value to beat, such as chance; a thin grey line.
         baseline_name: What that is.
-        label: Quantity and unit; with "(%)" in it the values are shares in [0, 1] and shown as per cent.
+        label: Quantity and unit; with "(%)" in it values are shares in [0, 1], shown as per cent; "points" get a sign.
         title: The finding, in a sentence.
         ax: Where to draw; a new figure by default.
 
@@ -235,8 +235,8 @@ def plot_intervals(
         error = np.abs(np.stack([value - low, high - value]))
         ax.errorbar(value, places, xerr=error, fmt="o", color=style.BLUE, markersize=7, elinewidth=2, capsize=4)
         for place, middle in zip(places, value, strict=True):
-            text = f"{100 * middle:.1f}" if percent else f"{middle:.3g}"
-            ax.annotate(text, (middle, place), (0, 6), textcoords="offset points", ha="center", fontsize=9)
+            text = f"{100 * middle:.1f}" if percent else f"{middle:+.1f}" if "points" in label else f"{middle:.3g}"
+            ax.annotate(text, (middle, place), (0, 6), "data", "offset points", ha="center", size=9, bbox=style.PAPER)
         ax.set_yticks(places, [style.shortened(name, 34) for name in intervals])
         ax.set_ylim(len(intervals) - 0.5, -0.7)
         ax.margins(x=0.08)

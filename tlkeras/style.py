@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Okabe and Ito, 2008, https://jfly.uni-koeln.de/color/: told apart with every kind of colour vision.
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, GREY, PALE = "#222222", "#767676", "#D9D9D9"
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # behind a text that crosses a line
 
 STYLE = {
     "font.size": 10,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tlkeras.exercises import Exercise
+from tlkeras.exercises import IN_SHARES, Exercise
 
 EXERCISES = {
     "00.1": Exercise(
@@ -14,6 +14,7 @@ EXERCISES = {
         "two mean gains in points: on fractals, on digits",
         (2,),
         (
+            (lambda a: np.abs(a).max() > 1.5, "these look like shares of 1; hand over points."),
             (lambda a: a[1] > -5, "on digits the gain is not that bad. Embedded minus random, or the other way round?"),
             (lambda a: a[0] > a[1], "the gain on fractals comes first, and it should be the larger one."),
         ),
@@ -22,10 +23,12 @@ EXERCISES = {
         "four mean accuracies, for 2, 5, 10 and 20 training pictures a class",
         (4,),
         (
+            IN_SHARES,
             (
                 lambda a: np.all(np.diff(a) > 0),
                 "one step does not rise. Means over three splits? Are *training* pictures left out?",
             ),
+            (lambda a: 0.65 < a[0] < 0.87 < a[3], "two a class give about 0.8, twenty about 0.93. Held-out pictures?"),
         ),
     ),
 }

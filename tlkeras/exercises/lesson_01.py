@@ -1,6 +1,6 @@
 """Checks of lesson 01: Why two phases?"""
 
-from tlkeras.exercises import Exercise
+from tlkeras.exercises import IN_SHARES, Exercise
 
 EXERCISES = {
     "01.1": Exercise(
@@ -9,14 +9,16 @@ EXERCISES = {
         (
             (lambda a: a[0] < a[1], "one stage comes first and opens fewer layers."),
             (lambda a: a[1] < 60, "too many. Are batch-norm layers among them? `unfreeze_top` leaves them frozen."),
+            (lambda a: tuple(a) == (4, 22), "count the names that `unfreeze_top` returns for one stage and three."),
         ),
     ),
     "01.2": Exercise(
-        "three accuracies: no epoch, 4 epochs and many epochs for the head first",
+        "three accuracies, shares: no epoch, 4 epochs and 40 epochs for the head first",
         (3,),
         (
+            IN_SHARES,
             (lambda a: a[0] < a[1], "four epochs should already help. Was the head trained before `unfreeze_top`?"),
-            (lambda a: a[2] > a[0], "a fully trained head should beat none."),
+            (lambda a: a[1] < a[2], "a fully trained head should beat one of four epochs."),
         ),
     ),
     "01.3": Exercise(

@@ -9,8 +9,8 @@ EXERCISES = {
         (
             IN_PER_CENT,
             (lambda a: a[0] < 99.5, "all weights train? Count `trainable_variables`, after `unfreeze_top`."),
-            (lambda a: a[0] > 45, "about half of all weights lie in the last stage. Is it one stage that is open?"),
-            (lambda a: 0 < a[1] < 10, "the last stage holds few activations: its maps are small. Above the cut only?"),
+            (lambda a: 45 < a[0] < 55, "about half of all weights lie in the last stage. Is one stage open?"),
+            (lambda a: 4 < a[1] < 10, "the last stage holds few activations: its maps are small. All above the cut?"),
         ),
     ),
     "05.2": Exercise(

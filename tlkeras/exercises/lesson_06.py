@@ -6,8 +6,8 @@ from tlkeras.exercises import IN_PER_CENT, Exercise
 
 
 def in_order(answer: np.ndarray) -> bool:
-    """Whether two rows of accuracies in per cent come before the distances."""
-    return bool(answer[:2].min() > 15 > answer[2].max())
+    """Whether three rows of accuracies in per cent come before the distances."""
+    return bool(answer[:3].min() > 15 > answer[3].max())
 
 
 EXERCISES = {
@@ -38,13 +38,14 @@ EXERCISES = {
         ),
     ),
     "06.3": Exercise(
-        "(3, 3): accuracies in per cent of the probe and of 1e-4 over 120 steps, then how far that one moved; by seed",
-        (3, 3),
+        "(4, 3): accuracies in per cent of the probe, of 1e-3 over 40 steps and of 1e-4 over 120, how far it moved",
+        (4, 3),
         (
-            (in_order, "in the order: probe, 1e-4 over 120 steps, distance moved; all three in per cent."),
-            (lambda a: a[2].max() < 2, "too far for 1e-4. Is that the peak, falling to 0 once over all 120 steps?"),
-            (lambda a: a[2].min() > 0.5, "moved no further than in 40 steps. Has the table 120 rows?"),
-            (lambda a: a[1].mean() > a[0].mean(), "not ahead of the probe. The same judged pictures for both?"),
+            (in_order, "in the order: probe, 1e-3, 1e-4, distance moved by 1e-4; a column a seed, all in per cent."),
+            (lambda a: a[3].max() < 2, "too far for 1e-4. Is that the peak, falling to 0 once over all 120 steps?"),
+            (lambda a: a[3].min() > 0.5, "moved no further than in 40 steps. Has the table 120 rows?"),
+            (lambda a: a[2].mean() > a[0].mean(), "not ahead of the probe. The same judged pictures for both?"),
+            (lambda a: a[2].mean() > a[1].mean() - 3, "it should catch up with 1e-3. Do both start at the probe?"),
         ),
     ),
 }

@@ -26,6 +26,10 @@ EXERCISES = {
                 lambda a: abs(a[2] * a[0] - (1 - a[2]) * (1 - a[1])) < 0.005,
                 "not half: right alarms are share * sensitivity, wrong ones (1 - share) * (1 - specificity).",
             ),
+            (
+                lambda a: np.abs(a[:2] - [0.86, 0.76]).max() < 0.04,
+                "the lesson's means over five seeds are those of `kept` and `left in peace`.",
+            ),
         ),
     ),
     "12.3": Exercise(
