@@ -151,11 +151,12 @@ def test_a_head_is_saved_without_the_network_below_it_which_is_known_again(tmp_p
         train_head(other, PICTURES, PICTURES, epochs=3, settings=settings_for(tmp_path))
 
 
-def test_a_head_interrupted_on_pictures_goes_on_from_stored_features(tmp_path):
+def test_a_head_interrupted_on_pictures_goes_on_from_stored_features(tmp_path, monkeypatch):
     call = {"epochs": 4, "learning_rate": 1e3}  # only hurts, so the best weights stay those of the first start
     model = build_classifier(make_tiny_backbone(), 3)
-    with pytest.raises(KeyboardInterrupt):
-        train_head(model, Interrupted(2, model), PICTURES, **call, settings=settings_for(tmp_path, views=0))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("tlkeras.features.CACHE_LIMIT", 0)  # no room for features
+        train_head(model, Interrupted(2, model), PICTURES, **call, settings=settings_for(tmp_path))
     history = train_head(model, PICTURES, PICTURES, **call, settings=settings_for(tmp_path))
     assert len(history.rows) == 4 and history.kept == {"head": 0}
     assert train_head(model, PICTURES, PICTURES, **call, settings=settings_for(tmp_path)).rows == history.rows
@@ -208,11 +209,23 @@ def test_the_state_of_another_model_is_refused(finished):
         tune(model, finished.parent, epochs=1)
 
 
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    tune(make_unfrozen(), tmp_path, epochs=np.int64(1), learning_rate=np.float32(1e-3), patience=np.int64(3))
+    assert (tmp_path / "fine-tune.npz").exists()
+
+
 def test_the_state_of_another_call_is_refused(finished):
     with pytest.raises(ValueError, match="saved with epochs = 1, now it is 2"):
         tune(make_unfrozen(), finished.parent, epochs=2)
     with pytest.raises(ValueError, match="saved with learning_rate = 0.001, now it is 0.01"):
         tune(make_unfrozen(), finished.parent, epochs=1, learning_rate=1e-2)
+    for other, told in [
+        ({"label_smoothing": 0.1}, "label_smoothing = 0.0, now it is 0.1"),
+        ({"class_weight": {1: 2.0}}, r"class_weight = None, now it is \[1.0, 2.0, 1.0\]"),
+        ({"train": Pictures(PICTURES.images[:30], PICTURES.labels[:30])}, r"batches = \[.*\], now it is \["),
+    ]:
+        with pytest.raises(ValueError, match=f"saved with {told}"):
+            tune(make_unfrozen(), finished.parent, epochs=1, **other)
     model = make_unfrozen()
     unfreeze_top(model, 2)
     with pytest.raises(ValueError, match=r"saved with trainable = \['conv_2', 'depthwise_2'\], now it is \['conv_1', "):

@@ -189,16 +189,18 @@ def test_surgical_fine_tuning_moves_one_stage_and_nothing_above_or_below(data):
         unfreeze_stages(model, "conv_9")
 
 
-def test_interpolation_ends_between_the_weights_before_and_the_trained_ones(data, tmp_path):
+@pytest.mark.parametrize("batch_norm", [False, True], ids=["frozen", "batch norm too"])
+def test_interpolation_ends_between_the_weights_before_and_the_trained_ones(data, tmp_path, batch_norm):
     found = {}
     for share in (1.0, 0.5, 0.25):
         keras.utils.set_random_seed(0)
         model = build_classifier(make_lively_backbone(), 3)
-        unfreeze_top(model, 1)
+        unfreeze_top(model, 1, batch_norm=batch_norm)
         start = model.get_weights()
         settings = Settings(verbose=0, interpolate=share, run_folder=tmp_path / str(share))
-        for _ in range(2):  # the second call takes the finished run from its folder
-            model.set_weights(start)
+        for again in range(3):  # the second and the third call take the finished run from its folder
+            if again == 2:  # in a new process: another random head, the backbone still frozen
+                model = build_classifier(make_lively_backbone(), 3)
             fine_tune(model, data, data, epochs=2, learning_rate=1e-3, settings=settings)
             found.setdefault(share, []).append(model.get_weights())
     for share in (0.5, 0.25):
@@ -323,6 +325,98 @@ def test_each_phase_refuses_the_model_of_the_other(data):
         train_head(model, data, settings=QUIET)
     with pytest.raises(ValueError, match="not made by build_classifier"):
         fine_tune(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), data)
+
+
+@pytest.mark.parametrize("held_out", ["batches", "features"])
+def test_a_weighted_head_is_chosen_by_the_weighted_loss(held_out):
+    # Eleven to one, hard to tell apart: the unweighted loss is low where everything is called the common class.
+    rng = np.random.default_rng(0)
+    labels = np.arange(240) % 12 // 11
+    images = rng.normal(110, 40, (240, 32, 32, 3)) + 12 * labels[:, None, None, None]
+    images = np.clip(images + rng.normal(0, 12, (240, 1, 1, 1)), 0, 255).astype("float32")
+    train, validation = make_batches(images[:120], labels[:120]), make_batches(images[120:], labels[120:])
+    model = build_classifier(make_lively_backbone(), 2, head=build_head(2, dropout=0))
+    options = {"class_weight": {0: 1 / 2, 1: 6}, "verbose": 0, "views": 1 if held_out == "features" else 0}
+    history = train_head(model, train, validation, epochs=10, learning_rate=0.05, settings=Settings(**options))
+    logits, truth = model.predict(validation, verbose=0).astype("float64"), labels[120:]
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    each = -np.log(shares / shares.sum(1, keepdims=True))[np.arange(120), truth]
+    weighted = np.mean(np.array([0.5, 6])[truth] * each)
+    assert weighted == pytest.approx(min(row["val_loss"] for row in history.rows), rel=1e-3)
+    right = logits.argmax(1) == truth
+    assert history.kept["head"] > 0 and right[truth == 1].mean() > 0.5
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_model_trained_with_class_weights_can_be_saved_and_loaded(data, tmp_path, smoothing):
+    model = build_classifier(make_tiny_backbone(), 3)
+    settings = Settings(verbose=0, label_smoothing=smoothing, class_weight={0: 2.0, 2: 0.5})
+    train_head(model, data, epochs=1, settings=settings)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.loss.weights == [2.0, 1.0, 0.5]
+    assert loaded.evaluate(data, verbose=0) == pytest.approx(model.evaluate(data, verbose=0))
+
+
+@pytest.mark.parametrize("wrong", [{3: 1.0}, {0: -1.0}, {0: float("nan")}, {"a": 1.0}, [1, 2, 3], "balanced"])
+def test_class_weights_that_fit_no_class_are_refused_at_once(idle_model, data, wrong):
+    with pytest.raises(ValueError, match="class_weight names a weight of 0 or more by label, from 0 to 2"):
+        train_head(idle_model, data, settings=Settings(verbose=0, class_weight=wrong))
+
+
+def test_weighted_yes_and_no_may_be_bool(colour_pictures):
+    images, labels = colour_pictures
+    model = build_classifier(make_tiny_backbone(), 2, task="binary")
+    settings = Settings(verbose=0, class_weight={1: 3.0})
+    history = train_head(model, make_batches(images, labels > 1), epochs=1, settings=settings)
+    assert np.isfinite(history.rows[0]["loss"])
+
+
+def test_smoothing_is_refused_where_there_are_no_classes(data):
+    model = build_classifier(make_tiny_backbone(), 3, task="regression")
+    with pytest.raises(ValueError, match="label_smoothing is for classes; this model's task is 'regression'"):
+        train_head(
+            model,
+            data.map(lambda x, y: (x, keras.ops.one_hot(y, 3))),
+            settings=Settings(verbose=0, label_smoothing=0.1),
+        )
+
+
+def test_a_wrong_label_in_a_later_batch_of_the_validation_data_is_found_as_well(idle_model, data, colour_pictures):
+    images, labels = colour_pictures
+    wrong = make_batches(images, np.where(np.arange(60) == 59, 7, labels))
+    with pytest.raises(ValueError, match="whole numbers from 0 to 2"):
+        train_head(idle_model, data, wrong, settings=QUIET)
+
+
+def test_gradual_unfreezing_that_was_stopped_opens_the_same_stages_again(data):
+    class Stop(keras.utils.PyDataset):
+        """Stops when it is read in the second phase."""
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, number):
+            if len(trainable_layers(model)) > 2:
+                raise KeyboardInterrupt
+            return next(iter(data))
+
+    model = build_classifier(make_tiny_backbone(), 3)
+    opened = unfreeze_top(model, 2)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune_gradually(model, Stop(), epochs=1, settings=QUIET)
+    assert trainable_layers(model) == opened
+
+
+def test_a_second_fine_tuning_has_a_name_of_its_own(data):
+    model = build_classifier(make_tiny_backbone(), 3)
+    history = train_head(model, data, epochs=1, settings=QUIET)
+    unfreeze_top(model, 1)
+    for _ in range(3):
+        history += fine_tune(model, data, epochs=1, settings=QUIET)
+    names = ["head", "fine-tune", "fine-tune again", "fine-tune again again"]
+    assert [row["phase"] for row in history.rows] == list(history.kept) == list(history.seconds) == names
+    assert list(history.audits) == names and [row["epoch"] for row in history.rows] == [1, 2, 3, 4]
 
 
 def test_class_weights_are_refused_where_there_are_no_classes(data):

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from tlkeras.audit import FreezeAudit
+from tlkeras.engines import compute_precision
 from tlkeras.freezing import set_trainable_layers, trainable_layers, transfer_of
 
 
@@ -33,12 +34,13 @@ class Checkpoint(keras.callbacks.Callback):
         self.identity = {
             "model": transfer_of(owner).to_dict(),
             "weights": [[v.path, list(v.shape)] for v in owner.weights],
-            "precision": owner.dtype_policy.name,
+            "precision": compute_precision(owner),
             **call,
         }
         self.rows: list[dict] = []
         self.best, self.kept = np.inf, 0
-        self.best_weights: dict[int, np.ndarray] | None = None  # by their places in the model's weights
+        self.first_weights: dict[int, np.ndarray] = {}  # those before the first epoch, by their places in the model's
+        self.best_weights: dict[int, np.ndarray] | None = None
         self.done, self.audit = False, None
         self._stored: dict | None = None
 
@@ -54,6 +56,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._still = self.path and self._hash_without(self._live)
         if self.best_weights is None:
             self.best, self.best_weights = loss, self._weights()
+            self.first_weights = self.best_weights
 
     def on_epoch_begin(self, epoch, logs=None):
         """Start the clock."""
@@ -70,16 +73,17 @@ class Checkpoint(keras.callbacks.Callback):
         if loss < self.best and not broken:
             self.best, self.best_weights, self.kept = loss, self._weights(), self.epoch
         stale = "val_loss" in logs and self.patience is not None and self.epoch - self.kept >= self.patience
-        self.done = broken or stale or self.epoch >= self.params["epochs"]
+        self.done = bool(broken or stale or self.epoch >= self.params["epochs"])  # not numpy's, which JSON refuses
         self.model.stop_training = self.done
         if self.done:  # it looks at every weight
             self.audit = self._auditor.check(raise_error=False).to_dict()
         if self.path:
             self.save()
 
-    def keep_best(self) -> None:
-        """Put the best weights into the model."""
-        self._assign(self.best_weights or {})
+    def keep_best(self, share: float = 1.0) -> None:
+        """Put the best weights into the model, or those at this share of the way to them from the first ones."""
+        best, first = self.best_weights or {}, self.first_weights
+        self._assign(best if share == 1 else {k: first[k] + share * (best[k] - first[k]) for k in best})
 
     def save(self) -> None:
         """Write everything, whole or not at all."""
@@ -89,7 +93,7 @@ class Checkpoint(keras.callbacks.Callback):
             "rows": self.rows, "best": self.best, "kept": self.kept, "done": self.done, "audit": self.audit,
         }  # fmt: skip
         slots = {k: keras.ops.convert_to_numpy(v) for k, v in enumerate(self.model.optimizer.variables)}
-        parts = {"weight": self._weights(), "best": self.best_weights, "optimizer": slots}
+        parts = {"weight": self._weights(), "first": self.first_weights, "best": self.best_weights, "optimizer": slots}
         arrays = {f"{name}_{k}": array for name, part in parts.items() for k, array in part.items()}
         partial = self.path.with_suffix(".partial.npz")
         np.savez(partial, state=np.array(json.dumps(state)), **arrays)
@@ -111,7 +115,7 @@ class Checkpoint(keras.callbacks.Callback):
             self.rows, self.best, self.kept, self.done, self.audit = (
                 state[key] for key in ("rows", "best", "kept", "done", "audit")
             )
-            self.best_weights = self._part("best")
+            self.first_weights, self.best_weights = self._part("first"), self._part("best")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{self.path} is damaged ({error}): delete it to start this phase anew.") from error
         wanted = json.loads(json.dumps({**self.identity, "trainable": trainable_layers(self.owner) or trainable}))

@@ -55,6 +55,9 @@ def fit(
     strategy: Annotated[Strategy, typer.Option(help="What to train.")] = "fine-tune",
     image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
     batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 32,
+    augment: Annotated[
+        bool, typer.Option(help="Mirror and crop while training; not for text, or left and right.")
+    ] = True,
     seed: Annotated[int, typer.Option(help="Of the split, the head and the augmentation.")] = 0,
     groups: Annotated[
         str | None,
@@ -69,7 +72,7 @@ def fit(
 
     arguments = {
         "folder": str(folder.resolve()), "backbone": backbone, "weights": weights, "alpha": alpha, "strategy": strategy,
-        "image_size": image_size, "batch_size": batch_size, "seed": seed, "groups": groups,
+        "image_size": image_size, "batch_size": batch_size, "augment": augment, "seed": seed, "groups": groups,
     }  # fmt: skip
     metrics = fit_folder(arguments, out, overwrite=overwrite)
     for split in ("validation", "test"):

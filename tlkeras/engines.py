@@ -37,7 +37,7 @@ class KerasEngine:
 
     def __init__(self, network: keras.Model):
         """Take the network; on TensorFlow it is traced once for all batch sizes."""
-        self.name, self.precision = "keras", _precision(network)
+        self.name, self.precision = "keras", compute_precision(network)
         if keras.backend.backend() != "tensorflow" or len(getattr(network, "inputs", None) or ()) != 1:
             self._forward = network.predict_on_batch
             return
@@ -168,13 +168,17 @@ def network_key(network: keras.Model) -> str:
 
 
 def _suits_openvino(network: keras.Model) -> bool:
-    if keras.backend.backend() != "tensorflow" or find_spec("openvino") is None or _precision(network) != "float32":
+    if (
+        keras.backend.backend() != "tensorflow"
+        or find_spec("openvino") is None
+        or compute_precision(network) != "float32"
+    ):
         return False
     return all(device.startswith("cpu") for device in keras.distribution.list_devices())
 
 
-def _precision(network: keras.Model) -> str:
-    """The lowest precision that a layer with weights computes in; a model's own policy says nothing of its layers."""
+def compute_precision(network: keras.Model) -> str:
+    """Get the lowest precision that a layer with weights computes in, whatever the model's own policy says."""
     kinds = {layer.compute_dtype for layer in network.layers if layer.weights}
     return next((kind for kind in ("float16", "bfloat16") if kind in kinds), "float32")
 

@@ -17,8 +17,10 @@ class History:
         rows: A dictionary an epoch: phase, epoch (counted over both phases), loss, accuracy, val_loss, val_accuracy,
             learning_rate, seconds.
         audits: The freeze audit of each phase.
-        kept: For each phase the epoch (0 is the state before it) whose weights the model now has.
+        kept: For each phase its epoch, counted from 1, whose weights it left (0 is the state before it).
         seconds: Wall time of each phase, features included.
+
+    A phase that is there already, such as a second `fine_tune`, is called "fine-tune again" in the sum.
     """
 
     rows: list[dict] = field(default_factory=list)
@@ -27,9 +29,17 @@ class History:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __add__(self, other: History) -> History:
-        shift = len(self.rows)
-        rows = self.rows + [{**row, "epoch": row["epoch"] + shift} for row in other.rows]
-        return History(rows, self.audits | other.audits, self.kept | other.kept, self.seconds | other.seconds)
+        shift, names = len(self.rows), {}
+        for phase in other.kept:
+            names[phase] = phase
+            while names[phase] in self.kept:
+                names[phase] += " again"
+        rows = [
+            {**row, "phase": names.get(row["phase"], row["phase"]), "epoch": row["epoch"] + shift} for row in other.rows
+        ]
+        columns = (other.audits, other.kept, other.seconds)
+        audits, kept, seconds = ({names.get(phase, phase): value for phase, value in each.items()} for each in columns)
+        return History(self.rows + rows, self.audits | audits, self.kept | kept, self.seconds | seconds)
 
     def to_csv(self, path: str | Path) -> None:
         """Write a row an epoch."""

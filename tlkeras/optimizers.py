@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import keras
 
@@ -82,6 +83,53 @@ class SmoothedCrossentropy(keras.losses.CategoricalCrossentropy):
 
 
 @keras.saving.register_keras_serializable("tlkeras")
+class ClassWeighted(keras.losses.Loss):
+    """A loss in which each picture counts by the weight of its class, in training and validation alike.
+
+    Keras's `fit(class_weight=...)` weighs training only. A validation loss that weighs all pictures alike then chooses
+    among the epochs by another aim: with a rare class it puts back the head that has learnt nothing.
+    """
+
+    def __init__(self, loss: keras.losses.Loss, weights: list[float], **options):
+        """Take the loss of each picture and the weight of each class, by label."""
+        super().__init__(**options)
+        self.loss, self.weights = keras.losses.get(loss), list(weights)
+
+    def call(self, y_true, y_pred):
+        """Get the loss of each picture, (batch,)."""
+        ops = keras.ops
+        classes = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+        each = ops.reshape(self.loss.call(y_true, y_pred), (-1,))
+        return each * ops.take(ops.convert_to_tensor(self.weights, dtype=each.dtype), classes)
+
+    def get_config(self):
+        """Get what `from_config` needs."""
+        loss = keras.saving.serialize_keras_object(self.loss)
+        return {**super().get_config(), "loss": loss, "weights": self.weights}
+
+
+def class_weights(model: keras.Model, class_weight: Mapping[int, float] | None) -> list[float] | None:
+    """Get the weight of each class by label, 1 where none is named; None if there is nothing to weigh.
+
+    Raises:
+        ValueError: If the model's task has no classes, a key is no label of it, or a weight is negative or not finite.
+    """
+    task = transfer_of(model).task
+    if class_weight is None or class_weight == {}:
+        return None
+    if task not in ("classification", "binary"):
+        raise ValueError(f"class_weight is for classes; this model's task is {task!r}.")
+    labels = range(2 if task == "binary" else model.output_shape[-1])
+    fits = isinstance(class_weight, Mapping) and all(key in labels for key in class_weight)
+    if not fits or not all(0 <= float(weight) < math.inf for weight in class_weight.values()):
+        raise ValueError(
+            f"class_weight names a weight of 0 or more by label, from 0 to {labels[-1]}, such as data.class_weight; "
+            f"got {class_weight!r}."
+        )
+    return [float(class_weight.get(label, 1.0)) for label in labels]
+
+
+@keras.saving.register_keras_serializable("tlkeras")
 class DetectionLoss(keras.losses.Loss):
     """Of a detector's maps: is the middle of an object here, and how far are its sides?
 
@@ -111,9 +159,15 @@ class DetectionLoss(keras.losses.Loss):
         return {**super().get_config(), "side_weight": self.side_weight}
 
 
-def make_objective(model: keras.Model, label_smoothing: float) -> dict:
-    """Get the loss and the metrics of the model's task, as arguments for `compile`."""
-    task = model.transfer.task
+def make_objective(model: keras.Model, label_smoothing: float, weights: list[float] | None = None) -> dict:
+    """Get the loss and the metrics of the model's task, as arguments for `compile`; weights are those of the classes.
+
+    Raises:
+        ValueError: If labels shall be smoothed that are numbers or maps.
+    """
+    task = transfer_of(model).task
+    if label_smoothing and task in ("regression", "detection"):
+        raise ValueError(f"label_smoothing is for classes; this model's task is {task!r}: leave it at 0.")
     if task == "detection":
         return {"loss": DetectionLoss()}
     if task == "regression":
@@ -122,8 +176,9 @@ def make_objective(model: keras.Model, label_smoothing: float) -> dict:
     if task in ("binary", "multi-label"):
         accuracy = keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)  # the model gives logits
         loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=label_smoothing)
-        return {"loss": loss, "metrics": [accuracy]}
-    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    if label_smoothing:
-        return {"loss": SmoothedCrossentropy(True, label_smoothing), "metrics": [accuracy]}
-    return {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "metrics": [accuracy]}
+    else:
+        accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        if label_smoothing:
+            loss = SmoothedCrossentropy(True, label_smoothing)
+    return {"loss": ClassWeighted(loss, weights) if weights else loss, "metrics": [accuracy]}

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import keras
@@ -50,6 +51,7 @@ def transfer(
     *,
     strategy: str = "fine-tune",
     stages: int | float | str | Sequence[str] = 2,
+    augment: str | keras.Layer | None = "light",
     seed: int = 0,
     settings: Settings | None = None,
 ) -> Result:
@@ -63,8 +65,11 @@ def transfer(
             "probe+fine-tune" (the same from the probe's weights: LP-FT, Kumar et al. 2022,
             https://arxiv.org/abs/2202.10054) or "auto" (what `advise` says).
         stages: What fine-tuning unfreezes, as in `unfreeze_top`; or names of stages, as in `unfreeze_stages`.
+        augment: What changes the training pictures where the data were not given a way, as in `load_folder`. "light"
+            mirrors them: take None where a mirrored picture is of another class. A probe sees them as they are.
         seed: Of the head's first weights, the order of pictures and the augmentation.
-        settings: As in `train_head` and `fine_tune`; `data.class_weight` is used where it names none.
+        settings: As in `train_head` and `fine_tune`; `data.class_weight` is used where it names none. Its run folder
+            gets a folder for each strategy and seed.
 
     Returns:
         A `Result`.
@@ -89,14 +94,15 @@ def transfer(
         history = probe_head(model, data, class_weight=settings.class_weight, seed=seed)
         if strategy == "probe":
             return Result(model, history, strategy, advice)
-    train = data.augmented("light").train
-    views = 4 if settings.views is None else settings.views
-    settings = dataclasses.replace(settings, views=views)
+    data = data if data.augment is not None else data.augmented(augment)
+    views = settings.views if settings.views is not None else 1 if data.augment is None else 4
+    folder = settings.run_folder and Path(settings.run_folder) / f"{strategy} {seed}"
+    settings, train = dataclasses.replace(settings, views=views, run_folder=folder), data.train
     if strategy in ("head", "fine-tune"):
         history = train_head(model, train, data.validation, settings=settings)
     if strategy.endswith("fine-tune"):
         (unfreeze_top if isinstance(stages, int | float | str) else unfreeze_stages)(model, stages)
         # An epoch over four stored views is four epochs over the pictures, where there is room for them.
-        epochs = 3 if count_views(model, len(data.labels["train"]), views) else 8
+        epochs = max(1, 12 // views) if count_views(model, len(data.labels["train"]), views) else 8
         history += fine_tune(model, train, data.validation, epochs=epochs, learning_rate=3e-4, settings=settings)
     return Result(model, history, strategy, advice)

@@ -20,7 +20,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     Work goes on in `OUT.partial`; the last step renames it. After a kill the same arguments continue from there.
 
     Args:
-        arguments: folder, backbone, weights, alpha, strategy, image_size, batch_size, seed, groups.
+        arguments: folder, backbone, weights, alpha, strategy, image_size, batch_size, augment, seed, groups.
         out: The run folder.
         overwrite: Whether a finished run may be replaced.
 
@@ -47,7 +47,14 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     _same_data(partial, data)
     loaded = time.perf_counter() - started
     settings = Settings(run_folder=partial / "checkpoints")
-    result = transfer(data, backbone, strategy=arguments["strategy"], seed=arguments["seed"], settings=settings)
+    result = transfer(
+        data,
+        backbone,
+        strategy=arguments["strategy"],
+        augment="light" if arguments["augment"] else None,
+        seed=arguments["seed"],
+        settings=settings,
+    )
     held_out = predict(result.model, data)
     side = {path: split for split, paths in data.paths.items() for path in paths}
     test = None if data.test is None else evaluate(open_test(result.model, data)).to_dict()

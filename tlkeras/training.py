@@ -20,17 +20,12 @@ import numpy as np
 from tlkeras.audit import AuditReport, FreezeAudit, FreezeError
 from tlkeras.batches import check_batches, check_labels, count_batches
 from tlkeras.checkpoints import Checkpoint
+from tlkeras.engines import compute_precision
 from tlkeras.features import compute_features, count_views, cut_point, top_model
-from tlkeras.freezing import (
-    set_trainable_layers,
-    stage_depths,
-    trainable_layers,
-    transfer_of,
-    unfreeze_top,
-)
+from tlkeras.freezing import set_trainable_layers, stage_depths, trainable_layers, transfer_of, unfreeze_top
 from tlkeras.heads import AUGMENTATION
 from tlkeras.history import History
-from tlkeras.optimizers import DiscriminativeAdam, learning_rate_factors, make_objective, warmup_cosine
+from tlkeras.optimizers import DiscriminativeAdam, class_weights, learning_rate_factors, make_objective, warmup_cosine
 from tlkeras.pipelines import make_batches, without_autotuning
 from tlkeras.progress import EpochLines
 
@@ -45,7 +40,8 @@ class Settings:
 
     Attributes:
         patience: Epochs without a lower validation loss before a phase stops; None never stops early.
-        class_weight: Weight of each class in the loss, such as `data.class_weight`; None weighs all alike.
+        class_weight: Weight of each class in the loss, of training and validation, such as `data.class_weight`; a
+            class that is not named has 1. None weighs all alike.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         warmup: Share of the steps over which the learning rate rises from 0, in [0, 1]; a cosine to 0 follows.
         head_factor: The head's learning rate in `fine_tune`, as a multiple of the backbone's top stage.
@@ -57,7 +53,8 @@ class Settings:
             that only what is above the cut is computed again; the first pass is without the model's augmentation. An
             epoch then goes over all views. 0 trains on pictures. None is 4 in `train_head` if the model augments, else
             1; and 0 in `fine_tune`, where each epoch's augmentation is new. Features over 2 GB are not stored.
-        run_folder: Where each epoch is saved, so that the same call goes on after a kill; None saves nothing.
+        run_folder: Where each epoch is saved, so that the same call goes on after a kill; None saves nothing. Another
+            call or another number of batches is refused; other pictures of the same number are not noticed.
         verbose: 0 is silent, 1 shows a progress bar, 2 prints a line an epoch.
     """
 
@@ -181,7 +178,10 @@ def fine_tune_gradually(
     for step, depth in enumerate(sorted({depths[name] for name in opened}), 1):
         set_trainable_layers(model, [name for name in opened if depths[name] <= depth])
         phase = f"fine-tune {step}"
-        history += _train(phase, model, train, validation, epochs, learning_rate, settings or Settings())
+        try:
+            history += _train(phase, model, train, validation, epochs, learning_rate, settings or Settings())
+        finally:
+            set_trainable_layers(model, opened)  # also after Ctrl-C, or the next call would open less
     return history
 
 
@@ -216,37 +216,42 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
     started = time.perf_counter()
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
-    if settings.class_weight and model.transfer.task not in ("classification", "binary"):
-        raise ValueError(f"class_weight is for classes; this model's task is {model.transfer.task!r}.")
-    call = {"epochs": epochs, "learning_rate": learning_rate}
-    checkpoint = Checkpoint(model, phase, call, patience=settings.patience, folder=settings.run_folder)
-    before = [keras.ops.copy(weight) for weight in model.trainable_variables] if settings.interpolate < 1 else []
-    checkpoint.load()
-    if phase != "head" and not trainable_layers(model):
-        raise ValueError("The backbone is frozen as a whole: call unfreeze_top(model, stages=1) before fine_tune.")
+    weights = class_weights(model, settings.class_weight)
     train, validation = without_autotuning(train), without_autotuning(validation)
     num_pictures = check_batches(model, train)
     trained, inputs, held_out, num_batches = model, (train,), None, count_batches(train)
     if validation is not None:
         check_batches(model, validation)
         held_out = (validation,)
+    call = {"epochs": int(epochs), "learning_rate": float(learning_rate), "class_weight": weights}
+    for name in ("patience", "label_smoothing", "warmup", "head_factor", "stage_decay", "views"):
+        call[name] = None if getattr(settings, name) is None else float(getattr(settings, name))
+    call["batches"] = [num_batches, held_out and count_batches(validation)]
+    checkpoint = Checkpoint(model, phase, call, patience=settings.patience, folder=settings.run_folder)
+    checkpoint.load()
+    if phase != "head" and not trainable_layers(model):
+        raise ValueError("The backbone is frozen as a whole: call unfreeze_top(model, stages=1) before fine_tune.")
     if checkpoint.done:
-        log.info("%s: finished before, taken from %s", phase, checkpoint.path)
+        log.warning("%s: nothing is trained, for %s has this phase from before.", phase, checkpoint.path)
     elif views := count_views(model, num_pictures, _default_views(model, phase, settings.views)):
         with EpochLines.spinner("frozen layers, once over the pictures", settings.verbose):
             cut = cut_point(model)
             inputs = compute_features(model, train, views=views, layer=cut)
             held_out = held_out and compute_features(model, validation, layer=cut)
-        check_labels(model, inputs[1])
+        for _, labels in (inputs, held_out) if held_out else (inputs,):
+            check_labels(model, labels)
         trained, num_batches = top_model(model), -(-len(inputs[1]) // BATCH_SIZE)
         if keras.backend.backend() == "tensorflow":
             inputs = (make_batches(*inputs, batch_size=BATCH_SIZE, seed=random.randrange(2**31)),)
             held_out = held_out and (make_batches(*held_out, batch_size=8 * BATCH_SIZE),)
     factors = {} if phase == "head" else learning_rate_factors(model, settings.head_factor, settings.stage_decay)
     schedule = warmup_cosine(learning_rate, num_batches * epochs, settings.warmup)
-    trained.compile(DiscriminativeAdam(schedule, factors=factors), **make_objective(model, settings.label_smoothing))
+    optimizer = DiscriminativeAdam(schedule, factors=factors)
+    if compute_precision(model) == "float16":  # Keras asks the model's policy, which a loaded model has lost
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    trained.compile(optimizer, **make_objective(model, settings.label_smoothing, weights))
     if trained is not model:
-        model.compile(trained.optimizer, **make_objective(model, settings.label_smoothing))  # for `model.evaluate`
+        model.compile(optimizer, **make_objective(model, settings.label_smoothing, weights))  # for `model.evaluate`
     trained.optimizer.build(trained.trainable_variables)  # or Keras traces the first step twice: a third of its time
     loss_before = np.inf
     if not checkpoint.restore(trained) and held_out and phase != "scratch":  # random weights are no candidate
@@ -262,17 +267,13 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
                 validation_data=held_out,
                 initial_epoch=checkpoint.epoch,
                 epochs=epochs,
-                class_weight=settings.class_weight,
                 callbacks=[checkpoint, lines],
                 verbose=0,
             )
     finally:
         # Also after Ctrl-C: the best weights so far are worth more than the last.
         lines.close()
-        checkpoint.keep_best()
-    if phase.startswith("fine-tune"):
-        for weight, start in zip(model.trainable_variables if before else (), before, strict=True):
-            weight.assign(start + settings.interpolate * (weight - start))
+        checkpoint.keep_best(settings.interpolate if phase.startswith("fine-tune") else 1.0)
     report = AuditReport.from_dict(checkpoint.audit)
     if report.problem:
         raise FreezeError(report.problem)

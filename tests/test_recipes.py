@@ -1,0 +1,94 @@
+import keras
+import numpy as np
+import pytest
+from conftest import make_tiny_backbone
+
+from tlkeras.backbones import load_backbone
+from tlkeras.evaluation import evaluate
+from tlkeras.loaders import load_arrays
+from tlkeras.predictions import predict
+from tlkeras.recipes import transfer
+from tlkeras.splits import Split
+from tlkeras.training import Settings
+
+QUIET = Settings(verbose=0)
+
+
+class Seen(keras.layers.Layer):
+    """An augmentation that changes nothing and counts what it is given."""
+
+    batches = 0
+
+    def call(self, images):
+        Seen.batches += 1
+        return images
+
+
+@pytest.fixture
+def data(colour_pictures):
+    images, labels = colour_pictures
+    return load_arrays(images, labels, split=Split(validation=0.4, near_duplicates=False))
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """The first training batch that a phase is given."""
+    found = []
+
+    def look(model, train, *rest, **options):
+        found.append(next(iter(train.unbatch().batch(1000)))[0].numpy())
+        raise StopIteration
+
+    monkeypatch.setattr("tlkeras.recipes.train_head", look)
+    return found
+
+
+def unchanged(images, data):
+    """How many of the pictures are in the training data as they are."""
+    own = {image.tobytes() for batch, _ in data.ordered("train") for image in batch.numpy()}
+    return sum(image.tobytes() in own for image in images)
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "left_alone"),
+    [(None, {}, False), (None, {"augment": None}, True), (Seen(), {}, True), (Seen(), {"augment": None}, True)],
+    ids=["light unless told otherwise", "none", "the way of the data", "the way of the data comes first"],
+)
+def test_training_pictures_are_changed_as_asked(data, given, own, asked, left_alone):
+    data, Seen.batches = data.augmented(own), 0
+    with pytest.raises(StopIteration):
+        transfer(data, make_tiny_backbone(), strategy="head", settings=QUIET, **asked)
+    number = len(data.labels["train"])
+    assert (unchanged(given[0], data) == number) if left_alone else (unchanged(given[0], data) < number / 2)
+    assert (Seen.batches > 0) == (own is not None)
+
+
+def test_pictures_that_nothing_changes_are_passed_through_once(data):
+    result = transfer(data, make_tiny_backbone(), strategy="head", augment=None, settings=QUIET)
+    epochs = len(result.history.rows)
+    assert int(result.model.optimizer.iterations) == epochs * -(-len(data.labels["train"]) // 32)
+
+
+def test_each_seed_and_strategy_has_its_own_place_in_the_run_folder(data, tmp_path, caplog):
+    settings = Settings(verbose=0, run_folder=tmp_path)
+    rows, backbone = {}, make_tiny_backbone()
+    for seed in (0, 1, 0):
+        found = transfer(data, backbone, strategy="head", augment=None, seed=seed, settings=settings)
+        rows.setdefault(seed, []).append(found.history.rows)
+    assert rows[0][0] == rows[0][1] != rows[1][0]
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.npz")} == {
+        "head 0/head.npz", "head 1/head.npz",
+    }  # fmt: skip
+    assert caplog.text.count("nothing is trained") == 1
+
+
+def test_a_rare_class_is_learnt_by_the_default_recipe():
+    """Eleven to one: with weights in training alone, epochs were judged by another loss and all of them put back."""
+    rng = np.random.default_rng(0)
+    labels = (np.arange(480) % 12 == 0).astype(int)
+    colours = rng.normal(110, 12, (480, 1, 1, 3)) + 15 * labels[:, None, None, None]
+    images = (colours + rng.normal(0, 6, (480, 32, 32, 3))).clip(0, 255).astype("uint8")
+    data = load_arrays(images, labels, split=Split(validation=0.5, near_duplicates=False))
+    backbone = load_backbone(weights="embedded", image_size=32)
+    result = transfer(data, backbone, strategy="head", augment=None, settings=QUIET)
+    assert evaluate(predict(result.model, data)).balanced_accuracy.value > 0.7
