@@ -62,6 +62,39 @@ def test_a_small_budget_looks_at_fewer_pictures(backbone, monkeypatch):
     assert seen[0] < seen[1] == 180
 
 
+def test_a_rare_class_is_measured_however_small_the_budget(backbone, monkeypatch):
+    rng = np.random.default_rng(0)
+    rare = np.arange(240) % 24 == 5
+    images = rng.integers(0, 120, (240, 64, 64, 3)) + 80 * rare[:, None, None, None]
+    split = Split(validation=0.25, near_duplicates=False)
+    data = load_arrays(images.astype("uint8"), rare.astype(int), split=split, batch_size=4)
+    assert data.counts["train"]["1"] < 9
+    seen = {}
+    monkeypatch.setattr(
+        "tlkeras.advisor.probe", lambda features, **rest: seen.update(labels=features.labels) or probe(features, **rest)
+    )
+    for seed in (0, 1):
+        advice = advise(data, backbone, budget=1e-6, seed=seed)
+        assert (seen["labels"] == 1).sum() == min(data.counts["train"]["1"], 8) and len(seen["labels"]) < 60
+        assert "too few to measure" not in str(advice)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.linspace(0, 1, 40), r"one class a picture; these labels are float32, \(32,\)"),
+        (np.arange(120).reshape(40, 3) % 2, r"float32, \(32, 3\). For values, .* train_head"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused_at_the_door(backbone, labels, message):
+    images = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
+    data = load_arrays(images, labels.astype("float32"), split=Split(near_duplicates=False))
+    with pytest.raises(ValueError, match=message):
+        advise(data, backbone)
+    with pytest.raises(ValueError, match=message):
+        rank_backbones(data, ["MobileNetV2", "MobileNet"])
+
+
 def test_what_cannot_be_measured_is_refused(backbone):
     with pytest.raises(ValueError, match="has 3 training pictures; measuring takes 4"):
         advise(fractals(4), backbone)

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from scipy.stats import t
 from sklearn.datasets import load_digits
+from sklearn.model_selection import StratifiedShuffleSplit
 
-from tlkeras.depth import probe, resampled_interval
+from tlkeras.depth import cut, probe, resampled_interval
 from tlkeras.features import Features
 
 
@@ -51,6 +52,51 @@ def test_a_group_never_lies_on_both_sides(pictures):
     features = Features({"only": values}, labels, "keras float32", 0)
     assert probe(features, num_resamples=3).intervals["only"].value > 0.95
     assert probe(features, groups=groups, num_resamples=3).intervals["only"].value < 0.75
+
+
+@pytest.mark.parametrize("num_groups", [2, 3])
+def test_fewer_groups_than_folds_are_cut_by_group(num_groups):
+    """The cameras of a small set: a cut holds one of them out at least."""
+    labels, groups = np.arange(60) % 2, np.arange(60) // 2 % num_groups
+    for train, test in cut(labels, groups, 3, seed=0):
+        assert len(test) and not set(groups[train]) & set(groups[test])
+        assert sorted([*train, *test]) == list(range(60))
+    features = Features({"only": np.random.default_rng(0).normal(size=(60, 4))}, labels, "keras float32", 0)
+    assert "3 resamples" in probe(features, groups=groups, num_resamples=3).method
+
+
+def test_many_classes_of_three_pictures_are_each_on_both_sides():
+    labels = np.arange(30) % 10
+    for groups in (None, np.arange(30), np.arange(30) // 10):
+        for train, test in cut(labels, groups, 3, seed=0):
+            assert set(labels[train]) == set(labels[test]) == set(range(10))
+
+
+def test_cuts_of_enough_pictures_are_those_of_scikit_learn():
+    labels = np.arange(61) % 3
+    expected = StratifiedShuffleSplit(2, test_size=0.25, random_state=7).split(labels, labels)
+    for ours, theirs in zip(cut(labels, None, 2, seed=7), expected, strict=True):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        np.testing.assert_array_equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "message"),
+    [
+        (np.arange(60) % 2, list(range(50)), "groups needs one key a picture: expected 60, got 50"),
+        (np.arange(60) % 2, ["a"] * 50, "expected 60, got 50"),
+        (np.arange(60) % 2, ["a"] * 60, "All 60 pictures are of one group.*2 groups or more"),
+        (np.arange(60) % 2, np.arange(60) % 2, "leaves 0 pictures of class [01] .* of several groups"),
+        (np.arange(20) % 10, None, r"leaves 1 pictures of class \d to learn from"),
+        (np.minimum(np.arange(20), 2) % 3, None, "leaves 1 pictures of class [01] to learn from"),
+        (np.linspace(0, 1, 60), None, r"one class .* got float64 labels \(60,\)"),
+        (np.zeros((60, 3)), None, r"got float64 labels \(60, 3\).*train_head"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(labels, groups, message):
+    values = np.random.default_rng(0).normal(size=(len(labels), 4))
+    with pytest.raises(ValueError, match=message):
+        probe(Features({"only": values}, labels, "keras float32", 0), groups=groups, num_resamples=2)
 
 
 def test_the_correction_widens_the_interval_by_what_the_cuts_share():

@@ -116,6 +116,8 @@ def test_class_weights_reach_the_probe(digits):
         (np.zeros((6, 2)), np.zeros((6, 3)), r"one class \(0, 1, ...\) a row, got float64 labels \(6, 3\)"),
         (np.zeros((6, 2)), np.zeros(5, int), r"got int64 labels \(5,\)"),
         (np.zeros((6, 2)), np.full(6, -1), "one class"),
+        (np.zeros((6, 2)), np.linspace(0, 1, 6), "For values, .* train_head"),
+        (np.zeros((0, 2)), np.zeros(0, int), r"got int64 labels \(0,\)"),
         (np.full((6, 2), np.nan), np.array([0, 0, 0, 1, 1, 1]), "NaN or infinite"),
     ],
 )
@@ -136,6 +138,51 @@ def test_a_head_that_is_not_linear_on_pooled_features_takes_no_probe(digits, hea
     model = build_classifier(make_tiny_backbone(), 3, head=head)
     with pytest.raises(ValueError, match="pooling and one dense layer only"):
         set_head(model, fit_probe(digits[0], digits[1] % 3))
+
+
+def linear_head(before=(), after=()):
+    layers = keras.layers
+    return keras.Sequential([layers.GlobalAveragePooling2D(), *before, layers.Dense(3), *after])
+
+
+@pytest.mark.parametrize(
+    ("head", "culprit"),
+    [
+        (linear_head([keras.layers.UnitNormalization(name="odd")]), "UnitNormalization"),
+        (linear_head([keras.layers.Rescaling(1.0, -3.0, name="odd")]), "Rescaling"),
+        (linear_head([keras.layers.LayerNormalization(center=False, scale=False, name="odd")]), "LayerNormalization"),
+        (linear_head([keras.layers.Activation("relu", name="odd")]), "Activation"),
+        (linear_head(after=[keras.layers.Rescaling(-1.0, name="odd")]), "Rescaling"),
+        (linear_head(after=[keras.layers.Softmax(name="odd")]), "Softmax"),
+    ],
+)
+def test_a_layer_without_weights_that_changes_values_makes_a_head_that_takes_no_probe(data, head, culprit):
+    model = build_classifier(make_tiny_backbone(), 3, head=head)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=rf"'odd' \({culprit}\) does not fit in. Train this head with train_head"):
+        probe_head(model, data)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_layers_that_pass_values_on_do_not_keep_a_probe_from_its_head(colour_pictures):
+    layers = keras.layers
+    before = [layers.Dropout(0.5), layers.Flatten(), layers.Identity(), layers.Activation("linear")]
+    model = build_classifier(make_lively_backbone(), 3, head=linear_head(before, [layers.Activation("linear")]))
+    images, labels = colour_pictures[0].astype("float32"), colour_pictures[1]
+    features, truth = compute_features(model, Pictures(images, labels))
+    probe = fit_probe(features, truth)
+    set_head(model, probe)
+    found = to_probabilities(model.predict(images, verbose=0))
+    np.testing.assert_allclose(found, probe.predict_proba(features), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["knn", "centroid"])
+def test_a_probe_without_weights_makes_no_head(kind):
+    features, labels = np.random.default_rng(0).normal(size=(30, 16)), np.arange(30) % 3
+    model = build_classifier(make_tiny_backbone(), 3)
+    with pytest.raises(ValueError, match="Only a linear probe becomes a head.*kind 'softmax' or 'svm'"):
+        set_head(model, fit_probe(features, labels, kind=kind))
 
 
 def test_a_probe_of_other_features_is_refused(digits):

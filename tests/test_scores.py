@@ -59,9 +59,37 @@ def test_features_that_tell_the_classes_apart_score_higher(score, classes):
     assert score(features, labels) > score(features, shuffled)
 
 
+def test_features_without_a_signal_score_what_is_left_of_them():
+    """Evidence of the noise alone; and no variance, so none that the classes explain."""
+    labels = np.arange(20) % 2
+    assert log_me(np.zeros((20, 5)), labels) == pytest.approx(slow_log_me(np.zeros((20, 5)), labels), abs=1e-6)
+    assert log_me(np.full((20, 5), 1e-9), labels) > log_me(np.zeros((20, 5)), labels)  # half of the labels are 1
+    for value in (0, 1, 0.1, 1e-12):
+        assert h_score(np.full((20, 5), value), labels) == 0
+
+
+def test_features_that_are_one_point_a_class_score_one():
+    """Their covariance has no inverse and is not shrunk: all variance is between the classes, in one direction."""
+    labels = np.arange(20) % 2
+    for scale, shift in ((1, 0), (0.1, 0.3)):
+        assert h_score(scale * np.eye(2)[labels] + shift, labels) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("score", [h_score, log_me])
+def test_two_classes_may_be_true_and_false(score, classes):
+    features, labels = classes
+    assert score(features, labels == 0) == score(features, (labels == 0).astype(int))
+
+
 @pytest.mark.parametrize("score", [h_score, log_me])
 def test_what_cannot_be_scored_is_refused(score):
     with pytest.raises(ValueError, match="one only"):
         score(np.zeros((4, 2)), np.zeros(4, int))
     with pytest.raises(ValueError, match=r"got \(4, 2, 2\) and \(4,\)"):
         score(np.zeros((4, 2, 2)), np.zeros(4, int))
+    with pytest.raises(ValueError, match=r"classes, whole numbers; got float64 labels: \[0"):
+        score(np.ones((4, 2)), np.linspace(0, 1, 4))
+    with pytest.raises(ValueError, match="got <U1 labels.*return_inverse=True"):
+        score(np.ones((4, 2)), np.array(list("abab")))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        score(np.full((4, 2), np.nan), np.arange(4) % 2)

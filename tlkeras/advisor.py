@@ -30,6 +30,7 @@ log = logging.getLogger("tlkeras")
 
 MUCH = 50  # training pictures a class from which fine-tuning is tried
 STEEP = 0.03  # gain in accuracy by the last doubling of the pictures from which more of them are the best advice
+FEWEST = 8  # pictures of each class that a sample holds, where there are so many: rare classes are measured, too
 VIEWS, EPOCHS = 4, 3  # of the recipe in `transfer`
 
 
@@ -88,17 +89,20 @@ def advise(data: Data, backbone: str | Backbone = "MobileNetV2", *, budget: floa
     Args:
         data: From a loader; classes, not values.
         backbone: A name for `load_backbone`, or what it returned.
-        budget: Seconds that the measuring may take, roughly; beyond it fewer pictures are looked at.
+        budget: Seconds that the measuring may take, roughly; beyond it fewer pictures are looked at, 8 of each class
+            at least.
         seed: Of resamples and folds.
 
     Returns:
         An `Advice`.
 
     Raises:
-        ValueError: If the budget is not positive, or a class has fewer than 4 training pictures.
+        ValueError: If the budget is not positive, the labels are not one class a picture, a class has fewer than 4
+            training pictures, or all pictures, or all of a class, are of one group.
     """
     if budget <= 0:
         raise ValueError(f"budget is a number of seconds above 0, got {budget}.")
+    _check_classes(data)
     counts = np.bincount(data.labels["train"], minlength=data.num_classes)
     if counts.min() < 4:
         name = data.class_names[int(counts.argmin())]
@@ -158,10 +162,11 @@ def rank_backbones(data: Data, names: Sequence[str], *, weights: str = "auto") -
         accuracy in per cent, or None) and seconds.
 
     Raises:
-        ValueError: If there are fewer than two different networks.
+        ValueError: If there are fewer than two different networks, or the labels are not one class a picture.
     """
     if len(set(names)) < 2:
         raise ValueError(f"A ranking needs two networks or more, got {list(names)}.")
+    _check_classes(data)
     rows = []
     for name in dict.fromkeys(names):
         started = time.perf_counter()
@@ -179,6 +184,15 @@ def rank_backbones(data: Data, names: Sequence[str], *, weights: str = "auto") -
     return sorted(rows, key=lambda row: -row["log_me"])
 
 
+def _check_classes(data: Data) -> None:
+    labels = data.labels["train"]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"Measuring takes one class a picture; these labels are {labels.dtype}, {labels.shape}. For values, or "
+            "several labels a picture: build_classifier(..., task=...) and train_head."
+        )
+
+
 def _measure(data: Data, backbone: Backbone, seconds: float, seed: int) -> tuple[Features, np.ndarray, float]:
     """Features of all stages for as many training pictures as time allows, what belongs together, seconds a picture."""
     order = np.random.default_rng(seed).permutation(len(data.labels["train"]))
@@ -187,14 +201,10 @@ def _measure(data: Data, backbone: Backbone, seconds: float, seed: int) -> tuple
     started = time.perf_counter()
     extract_features(backbone, trial.pictures("train"), stages="all")
     rate = (time.perf_counter() - started) / len(trial.labels["train"])
-    sample = data.subset(order[: max(int(seconds / rate), 16 * data.num_classes)])
-    features, pieces = extract_features(backbone, sample.pictures("train"), stages="all"), sample.pieces["train"]
-    kept = np.isin(features.labels, np.flatnonzero(np.bincount(features.labels) >= 4))
-    if not kept.all():  # of a class that the sample hardly holds nothing can be said
-        stages = {name: values[kept] for name, values in features.stages.items()}
-        labels = np.unique(features.labels[kept], return_inverse=True)[1]
-        features, pieces = Features(stages, labels, features.engine, features.computed), pieces[kept]
-    return features, pieces, rate
+    labels = data.labels["train"][order]
+    some = [order[labels == label][:FEWEST] for label in range(data.num_classes)]
+    sample = data.subset(np.unique(np.concatenate([order[: max(int(seconds / rate), 16 * data.num_classes)], *some])))
+    return extract_features(backbone, sample.pictures("train"), stages="all"), sample.pieces["train"], rate
 
 
 def _slope(features: Features, pieces: np.ndarray, stage: str, seed: int) -> float | None:

@@ -6,6 +6,7 @@ stage and far data an earlier one; `probe` measures it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from tlkeras.features import Features
 from tlkeras.intervals import Interval, paired_interval, wilson_interval
-from tlkeras.probes import fit_probe
+from tlkeras.probes import check_classes, fit_probe
 
 NUM_RESAMPLES, TEST_SHARE = 10, 0.25
 
@@ -78,7 +79,8 @@ def probe(
         features: From `extract_features(..., stages="all")`.
         held_out: The same of other pictures, or None.
         kind: Of classifier, as in `fit_probe`.
-        groups: A key a picture, such as the patient; pictures of one group stay on one side of each cut.
+        groups: A key a picture, such as the patient; pictures of one group stay on one side of each cut. With fewer
+            than four groups, or four pictures of a class, a cut leaves less than three quarters to learn from.
         num_resamples: Cuts, at least 2.
         seed: Of cuts and folds.
 
@@ -86,9 +88,11 @@ def probe(
         A `ProbeTable`.
 
     Raises:
-        ValueError: If the held-out stages are others, there are fewer than 2 resamples, or as in `fit_probe`.
+        ValueError: If the held-out stages are others, there are fewer than 2 resamples, not one group a picture or one
+            group only, a cut would leave fewer than 2 pictures of a class to learn from, or as in `fit_probe`.
     """
     names = list(features.stages)
+    check_classes(features.labels, len(features.last))
     if held_out is not None:
         if list(held_out.stages) != names:
             raise ValueError(f"The held-out stages {list(held_out.stages)} are not those of training, {names}.")
@@ -136,16 +140,43 @@ def resampled_interval(values: np.ndarray, test_to_train: float, num_test: float
 
 
 def cut(labels: np.ndarray, groups: Sequence | None, num_resamples: int, seed: int):
-    """Get pairs of row numbers to learn from and to judge by: stratified, groups kept together where there are any."""
+    """Get pairs of row numbers to learn from and to judge by: stratified, groups kept together where there are any.
+
+    Raises:
+        ValueError: If there is not one group a picture or one group only, or a cut leaves fewer than 2 pictures of a
+            class to learn from.
+    """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
 
-    if groups is None or len(np.unique(groups)) == len(groups):
-        yield from StratifiedShuffleSplit(num_resamples, test_size=TEST_SHARE, random_state=seed).split(labels, labels)
-        return
-    keys = np.unique(np.asarray(groups), return_inverse=True)[1]
-    for resample in range(num_resamples):
-        folds = StratifiedGroupKFold(round(1 / TEST_SHARE), shuffle=True, random_state=seed + resample)
-        yield next(folds.split(labels, labels, keys))
+    if groups is not None and len(groups) != len(labels):
+        raise ValueError(f"groups needs one key a picture: expected {len(labels)}, got {len(groups)}.")
+    classes, counts = np.unique(labels, return_counts=True)
+    _check_counts(classes, counts)
+    keys = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    num_groups = keys.max() + 1
+    if num_groups == len(labels):
+        num_test = max(math.ceil(TEST_SHARE * len(labels)), len(classes))  # one of each class at least
+        pairs = StratifiedShuffleSplit(num_resamples, test_size=num_test, random_state=seed).split(labels, labels)
+    elif num_groups == 1:
+        raise ValueError(
+            f"All {len(labels)} pictures are of one group, so a cut has nothing to judge by: measuring takes pictures "
+            "of 2 groups or more."
+        )
+    else:
+        num_folds = min(round(1 / TEST_SHARE), num_groups, counts.min())
+        folds = (StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed + k) for k in range(num_resamples))
+        pairs = (next(fold.split(labels, labels, keys)) for fold in folds)
+    for train, test in pairs:
+        _check_counts(classes, np.sum(labels[train] == classes[:, None], axis=1))
+        yield train, test
+
+
+def _check_counts(classes: np.ndarray, counts: np.ndarray) -> None:
+    if counts.min() < 2:
+        raise ValueError(
+            f"A cut leaves {counts.min()} pictures of class {classes[counts.argmin()]} to learn from, and a probe "
+            "takes 2 or more: take more pictures of that class, of several groups where there are groups."
+        )
 
 
 def _judge_once(names: list[str], right: np.ndarray) -> ProbeTable:

@@ -111,7 +111,7 @@ def load_arrays(
         images: (n, height, width, 3) or (n, height, width, 1), square, in [0, 255], whole numbers or floats.
         labels: (n,) names or whole numbers for classification; (n,) floats for regression; (n, k) zeros and ones for
             multi-label classification, or floats for k numbers. Only classes are stratified.
-        class_names: what label 0, 1, … is called; by default the labels themselves, sorted.
+        class_names: what label 0, 1, … is called, no two alike; by default the labels themselves, sorted.
         batch_size: pictures a batch.
         seed: decides the split and the order of training pictures.
         split: shares and groups (one key a picture).
@@ -120,7 +120,7 @@ def load_arrays(
         A Data without paths; see `Data.augmented` for augmentation.
 
     Raises:
-        ValueError: when shapes, ranges or labels are not as above.
+        ValueError: when shapes, ranges, labels or names are not as above.
 
     >>> import numpy as np
     >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
@@ -130,6 +130,9 @@ def load_arrays(
     """
     images = _check_images(np.asarray(images))
     labels, names = _check_labels(np.asarray(labels), class_names, len(images))
+    texts = sorted(map(str, names))
+    if twice := [name for name, other in zip(texts, texts[1:], strict=False) if name == other]:
+        raise ValueError(f"Two classes are called {twice[0]!r}: give each a name of its own, or join their labels.")
     digests = [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image in images]
     return split_pixels(images, labels, digests, split=split, class_names=names, batch_size=batch_size, seed=seed)
 

@@ -52,8 +52,7 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, kind: str = "softmax"
         raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}.")
     if features.ndim != 2:
         raise ValueError(f"A probe takes pooled features (pictures, channels), got an array of shape {features.shape}.")
-    if labels.shape != features.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise ValueError(f"A probe takes one class (0, 1, ...) a row, got {labels.dtype} labels {labels.shape}.")
+    check_classes(labels, len(features))
     if not np.isfinite(features).all():
         raise ValueError("The features hold NaN or infinite values: does the network overflow, or was divided by 0?")
     counts = np.bincount(labels, minlength=2)
@@ -72,6 +71,15 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, kind: str = "softmax"
         grid = {"kneighborsclassifier__n_neighbors": [k for k in NEIGHBOURS if k <= len(labels) // 2]}
         neighbours = make_pipeline(Normalizer(), KNeighborsClassifier())
         return GridSearchCV(neighbours, grid, cv=folds, scoring="accuracy").fit(features, labels).best_estimator_
+
+
+def check_classes(labels: np.ndarray, num_pictures: int) -> None:
+    """Refuse labels that are not one class (0, 1, ...) a picture with a ValueError."""
+    if labels.shape != (num_pictures,) or labels.dtype.kind not in "iu" or not labels.size or labels.min() < 0:
+        raise ValueError(
+            f"A probe takes one class (0, 1, ...) a row, got {labels.dtype} labels {labels.shape}. For values, or "
+            "several labels a picture: build_classifier(..., task=...) and train_head."
+        )
 
 
 def _fit_linear(kind: str, features: np.ndarray, labels: np.ndarray, folds, class_weight):
@@ -173,14 +181,21 @@ def set_head(model: keras.Model, probe) -> None:
     """Put a probe's weights into the model's head, so that the whole model predicts what the probe predicts.
 
     Args:
-        model: From `build_classifier` with a linear head on pooled features.
+        model: From `build_classifier` with a linear head on pooled features: pooling, one dense layer, and between or
+            after them only what passes values on, such as dropout.
         probe: From `fit_probe` on the features of this model; a support vector machine keeps its decisions, while the
             probabilities that the model then gives mean little.
 
     Raises:
-        ValueError: If the head is not linear or has another shape.
+        ValueError: If the head is not linear or has another shape, or the probe has no weights, such as "knn" and
+            "centroid".
     """
     logits = _logits_layer(model)
+    if not hasattr(probe, "coef_"):
+        raise ValueError(
+            f"Only a linear probe becomes a head, and a {type(probe).__name__} has no weights: take "
+            "fit_probe(features, labels) of kind 'softmax' or 'svm'."
+        )
     kernel, bias = probe.coef_.T, probe.intercept_
     if kernel.shape[1] == 1 and logits.units == 2:  # scikit-learn keeps the difference of the two logits
         kernel, bias = np.concatenate([-kernel / 2, kernel / 2], 1), np.concatenate([-bias / 2, bias / 2])
@@ -225,8 +240,22 @@ def probe_head(model: keras.Model, data, *, class_weight=None, seed: int = 0) ->
 
 def _logits_layer(model: keras.Model) -> keras.layers.Dense:
     layers = [model.get_layer(name) for name in transfer_of(model).head_layers]
-    weighted = [layer for layer in layers if layer.weights]
-    linear = len(weighted) == 1 and isinstance(weighted[0], keras.layers.Dense) and weighted[0].use_bias
-    if not linear or weighted[0].activation is not keras.activations.linear or not isinstance(layers[0], POOLING):
-        raise ValueError("A probe fits a head of pooling and one dense layer only, such as build_head(num_classes).")
-    return weighted[0]
+    dense = [layer for layer in layers if type(layer) is keras.layers.Dense]
+    linear = len(dense) == 1 and dense[0].use_bias and dense[0].activation is keras.activations.linear
+    others = [layer for layer in layers if layer not in dense and not _passes(layer)]
+    if others or not linear or not isinstance(layers[0], POOLING):
+        first = [layer for layer in layers[:1] if not isinstance(layer, POOLING)]
+        wrong = (first + others + dense + layers)[0]
+        raise ValueError(
+            "A probe fits a head of pooling and one dense layer only, with a bias and no activation, such as "
+            f"build_head(num_classes); {wrong.name!r} ({type(wrong).__name__}) does not fit in. Train this head with "
+            "train_head."
+        )
+    return dense[0]
+
+
+def _passes(layer: keras.layers.Layer) -> bool:
+    """Whether a layer of the head hands on what it gets: pooled values do not change in it when the model predicts."""
+    if type(layer) is keras.layers.Activation:
+        return layer.activation is keras.activations.linear
+    return isinstance(layer, POOLING) or type(layer) in (keras.layers.Dropout, keras.layers.Identity)

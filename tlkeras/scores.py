@@ -21,15 +21,18 @@ def h_score(features: np.ndarray, labels: np.ndarray) -> float:
         labels: Integers, (pictures,).
 
     Returns:
-        A score from 0 to at most the number of classes less one; higher is better.
+        A score from 0 to at most the number of classes less one; higher is better. Constant features score 0.
 
     Raises:
-        ValueError: If the features are no matrix of one row a label, or there is one class only.
+        ValueError: If the features are no matrix of one row a label or not finite, the labels not whole numbers, or
+            there is one class only.
     """
     from sklearn.covariance import ledoit_wolf
     from threadpoolctl import threadpool_limits
 
     features, labels = _checked(features, labels)
+    if (features == features[0]).all():  # no variance, so none that classes explain; below, rounding over rounding
+        return 0.0
     centred = features - features.mean(axis=0)
     with threadpool_limits(1, user_api="blas"):  # on a busy machine several threads wait for one another
         covariance, shrinkage = ledoit_wolf(centred, assume_centered=True)
@@ -38,7 +41,9 @@ def h_score(features: np.ndarray, labels: np.ndarray) -> float:
     weights = np.bincount(position) / len(position)
     # tr(C^-1 M' W M), without the (channels, channels) matrix between.
     with threadpool_limits(1, user_api="blas"):
-        solved = np.linalg.solve(covariance, means.T)  # (channels, classes)
+        # Unshrunk, as of two points, it may have no inverse; the means lie in its span, where least squares has one.
+        solve = np.linalg.solve if shrinkage > 1e-9 else lambda *pair: np.linalg.lstsq(*pair, rcond=None)[0]
+        solved = solve(covariance, means.T)  # (channels, classes)
     return float((1 - shrinkage) * np.sum(weights * np.einsum("kc,ck->k", means, solved)))
 
 
@@ -54,10 +59,11 @@ def log_me(features: np.ndarray, labels: np.ndarray) -> float:
         labels: Integers, (pictures,).
 
     Returns:
-        A score without bounds; higher is better.
+        A score without bounds; higher is better. Features that are all 0 get the evidence of the noise alone.
 
     Raises:
-        ValueError: If the features are no matrix of one row a label, or there is one class only.
+        ValueError: If the features are no matrix of one row a label or not finite, the labels not whole numbers, or
+            there is one class only.
     """
     from threadpoolctl import threadpool_limits
 
@@ -72,6 +78,8 @@ def _evidence(left: np.ndarray, squares: np.ndarray, shape: tuple[int, int], tar
     """The log evidence of one 0/1 target a picture, maximised over the two precisions by the paper's fixed point."""
     num_pictures, num_channels = shape
     target = target.astype(np.float64)
+    if not squares.any():  # no weight reaches the target, so the weights' precision falls out
+        return -0.5 * (np.log(2 * np.pi * np.mean(target**2)) + 1)
     projected = (left.T @ target) ** 2  # the target's energy along each direction
     outside = max(target @ target - projected.sum(), 0.0)  # what no linear model can reach
     alpha = beta = 1.0  # precision of the weights, of the noise
@@ -101,6 +109,13 @@ def _checked(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.n
     features, labels = np.asarray(features, np.float64), np.asarray(labels)
     if features.ndim != 2 or labels.shape != features.shape[:1]:
         raise ValueError(f"Expected (pictures, channels) and a label each, got {features.shape} and {labels.shape}.")
+    if labels.dtype.kind not in "iub":
+        raise ValueError(
+            f"A score compares classes, whole numbers; got {labels.dtype} labels: {labels[:4]} ... For classes with "
+            "names take their numbers: np.unique(labels, return_inverse=True)[1]."
+        )
+    if not np.isfinite(features).all():
+        raise ValueError("The features hold NaN or infinite values: does the network overflow, or was divided by 0?")
     if len(np.unique(labels)) < 2:
         raise ValueError("A score compares classes; these labels hold one only.")
     return features, labels
