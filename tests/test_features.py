@@ -295,3 +295,44 @@ def test_no_pictures_and_no_end_are_refused_before_anything_runs(tiny_backbone, 
         extract_features(tiny_backbone, dataset.take(0))
     with pytest.raises(ValueError, match="never ends"):
         extract_features(tiny_backbone, dataset.repeat())
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x / 255, r"raw, in \[0, 255\]; the first batch lies in \[0, 0\.\d+\]"),
+        (lambda x: x / 127.5 - 1, "leave out `preprocess_input`"),
+        (lambda x: x[:, :16], r"takes pictures of shape \(None, 32, 32, 3\), got \(16, 16, 32, 3\)"),
+        (lambda x: x[:, 0], r"got \(16, 32, 3\)"),
+    ],
+)
+def test_features_of_pictures_that_are_not_raw_are_refused_as_in_training(
+    cache, tiny_backbone, data, change, message, cached
+):
+    with pytest.raises(ValueError, match=message):
+        extract_features(tiny_backbone, Pictures(change(data.images), data.labels), cache=cached)
+    assert not (cache / "features.sqlite").exists()
+
+
+@pytest.mark.parametrize("batch_size", [2, 16])
+@pytest.mark.parametrize("engine", ["auto", "keras"])
+def test_features_are_taken_of_pairs_only(tiny_backbone, data, batch_size, engine):
+    import tensorflow as tf
+
+    for parts in (data.images, (data.images, data.labels, data.labels)):
+        batches = tf.data.Dataset.from_tensor_slices(parts).batch(batch_size)
+        with pytest.raises(ValueError, match=r"pair \(images, labels\)"):
+            extract_features(tiny_backbone, batches, engine=engine)
+
+
+def test_each_batch_is_read_once(tiny_backbone, data):
+    read = []
+
+    class Counted(Pictures):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    extract_features(tiny_backbone, Counted(data.images, data.labels))
+    assert sorted(read) == [0, 1, 2, 3]

@@ -112,6 +112,15 @@ def test_no_other_function_of_the_package_reads_the_test_split():
     assert readers == {("predictions.py", "open_test")}
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_pictures_that_are_not_raw_are_refused(split):
+    data = SimpleNamespace(**vars(grey_pictures()))
+    data.test, whole = True, grey_pictures()
+    data.ordered = lambda split: whole.ordered(split).map(lambda images, labels: (images / 255, labels))
+    with pytest.raises(ValueError, match=r"raw, in \[0, 255\].*any division by 255"):
+        open_test(brightness_model(), data) if split == "test" else predict(brightness_model(), data)
+
+
 def test_an_order_that_changed_under_way_is_refused():
     data = SimpleNamespace(**vars(grey_pictures()))
     data.labels, data.ordered = dict(data.labels), grey_pictures().ordered

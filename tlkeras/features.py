@@ -12,6 +12,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import keras
 import numpy as np
@@ -22,7 +23,7 @@ from tlkeras.cache import cache_root
 from tlkeras.engines import load_engine, network_key
 from tlkeras.freezing import trainable_layers, transfer_of
 from tlkeras.heads import AUGMENTATION
-from tlkeras.pipelines import without_autotuning
+from tlkeras.pipelines import check_pictures, without_autotuning
 from tlkeras.store import FeatureStore, picture_key
 
 log = logging.getLogger("tlkeras")
@@ -123,7 +124,8 @@ def extract_features(
 
     Raises:
         ValueError: If a layer or the engine is unknown, `batches` is empty, without end or not something that can be
-            gone through, or whole maps shall be cached.
+            gone through, its first batch is no pair or its pictures are not raw and in [0, 255], or whole maps shall
+            be cached.
 
     Example:
     >>> import tlkeras as tl
@@ -136,9 +138,12 @@ def extract_features(
     if cache and not pooled:
         raise ValueError("Only pooled features are cached: whole maps would fill the disk. Leave out cache=True.")
     count_batches(batches)
-    batches = without_autotuning(batches)
     names = _layer_names(source, stages)
     network = _feature_network(source, names, pooled)
+    batches = iter(without_autotuning(batches))
+    first = next(batches, None)
+    check_pictures(first, network.input_shape)
+    batches = chain([first], batches)
     runner = load_engine(network, engine)
     store = _open_store() if cache else None
     title = f"{network.name}, {network.input_shape[1]} px, {', '.join(names)}"

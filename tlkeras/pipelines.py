@@ -152,6 +152,26 @@ def make_batches(images: np.ndarray, labels: np.ndarray, *, batch_size: int = 32
     return make_pipeline(Pixels(np.asarray(images)), numbers, labels, image_size=0, batch_size=batch_size, shuffle=seed)
 
 
+def check_pictures(batch: Any, shape: tuple) -> None:
+    """Refuse a batch that cannot be right for a network that takes `shape`, (None, height, width, 3).
+
+    Raises:
+        ValueError: If it is no pair (images, labels), or the pictures have another shape or are not raw, in [0, 255].
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError("Each batch must be a pair (images, labels), as in `data.train`.")
+    images = keras.ops.convert_to_numpy(batch[0])
+    sides = zip(images.shape[1:], shape[1:], strict=False)
+    if images.ndim != len(shape) or any(wanted not in (None, side) for side, wanted in sides):
+        raise ValueError(f"The model takes pictures of shape {shape}, got {images.shape}.")
+    low, high = float(images.min()), float(images.max())
+    if not (low > -0.5 and 1.5 < high < 255.5):
+        raise ValueError(
+            f"Pictures must be raw, in [0, 255]; the first batch lies in [{low:.3g}, {high:.3g}]. The model does the "
+            "preprocessing itself: leave out `preprocess_input` and any division by 255."
+        )
+
+
 def without_autotuning(batches: Any) -> Any:
     """Get the same tf.data.Dataset with its autotuner off; anything else as it is.
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from tlkeras.engines import KerasEngine
+from tlkeras.pipelines import check_pictures
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,8 @@ def predict(model: keras.Model, data: Any, split: str = "validation") -> Predict
         One row a picture, in the order of `data.paths[split]`.
 
     Raises:
-        ValueError: If the split is "test", unknown or absent, or the logits are not finite.
+        ValueError: If the split is "test", unknown or absent, the pictures are not raw and in [0, 255], or the logits
+            are not finite.
     """
     if split == "test":
         raise ValueError("predict() keeps the test split closed. When every choice is made: open_test(model, data).")
@@ -176,7 +178,7 @@ def open_test(model: keras.Model, data: Any) -> Predictions:
         One row a picture, in the order of `data.paths["test"]`.
 
     Raises:
-        ValueError: If there is no test split, or the logits are not finite.
+        ValueError: If there is no test split, the pictures are not raw and in [0, 255], or the logits are not finite.
     """
     if data.test is None:
         raise ValueError("This data has no test split. Load it again with a share for test, or add a test/ folder.")
@@ -188,6 +190,8 @@ def _collect(model: keras.Model, data: Any, batches: Any, split: str) -> Predict
 
     def images() -> Iterator[np.ndarray]:
         for pictures, labels in batches:
+            if not truth:
+                check_pictures((pictures, labels), (None, None, None, 3))
             truth.append(np.asarray(labels))
             yield np.asarray(pictures)
 
