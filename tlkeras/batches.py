@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from tlkeras.freezing import transfer_of
+from tlkeras.pipelines import check_pictures
 
 
 def count_batches(batches: Iterable) -> int:
@@ -49,19 +50,9 @@ def check_batches(model: keras.Model, batches: Iterable) -> int:
     """
     count = count_batches(batches)
     batch = next(iter(batches))
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise ValueError("Each batch must be a pair (images, labels), as in `data.train`.")
-    images, labels = map(keras.ops.convert_to_numpy, batch)
-    if images.shape[1:] != model.input_shape[1:]:
-        raise ValueError(f"The model takes pictures of shape {model.input_shape}, got {images.shape}.")
-    low, high = float(images.min()), float(images.max())
-    if not (low > -0.5 and 1.5 < high < 255.5):
-        raise ValueError(
-            f"Pictures must be raw, in [0, 255]; the first batch lies in [{low:.3g}, {high:.3g}]. The model does the "
-            "preprocessing itself: leave out `preprocess_input` and any division by 255."
-        )
-    check_labels(model, labels)
-    return count * len(images)
+    check_pictures(batch, model.input_shape)
+    check_labels(model, keras.ops.convert_to_numpy(batch[1]))
+    return count * len(batch[0])
 
 
 def check_labels(model: keras.Model, labels: np.ndarray) -> None:
