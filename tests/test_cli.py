@@ -176,7 +176,7 @@ def test_a_killed_fit_goes_on_with_the_same_command_and_leaves_no_half_run(photo
     out = tmp_path / "run"
     arguments = ["fit", photos, "--weights", "embedded", "--image-size", 64, "--strategy", "head", "--out", out]
     process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    state = tmp_path / "run.partial" / "checkpoints" / "fine-tune 0" / "head.npz"
+    state = tmp_path / "run.partial" / "checkpoints" / "head 0" / "head.npz"
     deadline = time.monotonic() + 120
     while not state.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
