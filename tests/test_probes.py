@@ -167,7 +167,8 @@ def test_a_layer_without_weights_that_changes_values_makes_a_head_that_takes_no_
 
 def test_layers_that_pass_values_on_do_not_keep_a_probe_from_its_head(colour_pictures):
     layers = keras.layers
-    before = [layers.Dropout(0.5), layers.Flatten(), layers.Identity(), layers.Activation("linear")]
+    linear, noise = layers.Activation("linear"), layers.GaussianNoise(0.1)
+    before = [layers.Dropout(0.5), noise, layers.Flatten(), layers.Identity(), linear]
     model = build_classifier(make_lively_backbone(), 3, head=linear_head(before, [layers.Activation("linear")]))
     images, labels = colour_pictures[0].astype("float32"), colour_pictures[1]
     features, truth = compute_features(model, Pictures(images, labels))
