@@ -1,13 +1,15 @@
 """Which recipe makes the better embedded backbone? Each trains MobileNetV2 alpha 0.35 from random weights.
 
-    python -m benchmarks recipes --tiny-imagenet DIR --folders DIR DIR DIR [--budget 960000] [--seeds 3]
+    python -m benchmarks recipes --tiny-imagenet DIR --folders DIR DIR DIR [--budget 960000] [--seeds 3] [--log FILE]
 
 All have one budget, the number of pictures that go through the network: a contrastive step sees each picture twice,
 so it has half the steps. 64 px, `tl.pretrain`; 60,000 photographs (Tiny ImageNet, 200 classes), 48,000 fractals (400
 systems), or both. The judge is that of `embedded.py`: linear probes on pooled features at 96 px. Each finished run is
-a line of --log, so the same command goes on where it stopped. A small budget says nothing: after 48,000 pictures (375
+a line of --log, so the same command goes on where it stopped; `benchmarks/recipes-240000.jsonl` holds what was run with
+a quarter of the budget, eight quiet minutes a run on two cores. A small budget says nothing: after 48,000 pictures (375
 steps) features learnt from labels, of fractals or of photographs, were *worse* than random ones on flowers, ants and
-bees and X-rays (one seed). 960,000 are what the embedded weights saw in their first run, half an hour on two cores.
+bees and X-rays (one seed). 960,000 are what the embedded weights saw in their first run. A run does not come out again
+to the digit, since it computes in several threads: labels of fractals, seed 0, gave 76.2 and 71.3 % on unseen fractals.
 """
 
 from __future__ import annotations
