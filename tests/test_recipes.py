@@ -32,7 +32,7 @@ def data(colour_pictures):
 
 @pytest.fixture
 def given(monkeypatch):
-    """The first training batch that a phase is given."""
+    """All training pictures that a phase is given, once."""
     found = []
 
     def look(model, train, *rest, **options):

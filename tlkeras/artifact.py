@@ -27,6 +27,7 @@ from tlkeras.card import (
     versions,
     write_card,
 )
+from tlkeras.engines import compute_precision
 from tlkeras.freezing import transfer_of
 from tlkeras.heads import AUGMENTATION, Transfer
 from tlkeras.pictures import decode_picture
@@ -136,7 +137,7 @@ def save_artifact(
     answers = to_answers(_logits(model, pictures), transfer.task)
     if len(class_names) != (count := _count_classes(answers)):
         raise ValueError(f"{len(class_names)} class names for a model of {count} outputs.")
-    half = any("float16" in layer.compute_dtype for layer in model.layers)
+    half = compute_precision(model) != "float32"
     card = make_card(transfer, class_names, half_precision=half, extra=extra)
 
     # A folder beside the final one lies on the same disk, so the last step is one rename.

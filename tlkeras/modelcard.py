@@ -21,6 +21,7 @@ import numpy as np
 
 from tlkeras.card import CARD, GOLDEN, ArtifactError, check_files, open_card, versions
 from tlkeras.catalogue import CATALOGUE
+from tlkeras.engines import compute_precision
 
 WEIGHTS, README = "weights.npz", "README.md"
 FILES = (WEIGHTS, GOLDEN, README)
@@ -185,7 +186,7 @@ def fill_from_folder(build: Callable[[int, int], keras.Model], folder: Path, car
             "features": ((NUM_GOLDEN, net["num_features"]), "float32"),
         },
     )
-    half = any("float16" in layer.compute_dtype for layer in model.layers)  # under a mixed-precision policy
+    half = compute_precision(model) != "float32"  # under a mixed-precision policy
     allowed = TOLERANCE_HALF_PRECISION if half else card["tolerance"]
     gaps = feature_gaps(golden_features(model, arrays["pictures"]), arrays["features"])
     failed = np.flatnonzero(~(gaps <= allowed))  # so that NaN fails

@@ -17,8 +17,6 @@ from tlkeras.predictions import Predictions, predict
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # scikit-learn's C, the inverse of the L2 penalty
 NEIGHBOURS = (1, 3, 5, 9, 15)
 KINDS = ("softmax", "svm", "knn", "centroid")
-_NAMES = ("Identity", "Dropout", "AlphaDropout", "GaussianDropout", "GaussianNoise")
-PASSING = tuple(getattr(keras.layers, name) for name in _NAMES)  # layers that change nothing when a model predicts
 
 
 def fit_probe(features: np.ndarray, labels: np.ndarray, *, kind: str = "softmax", class_weight=None, seed: int = 0):
@@ -260,4 +258,5 @@ def _passes(layer: keras.layers.Layer) -> bool:
     """Whether a layer of the head hands on what it gets: pooled values do not change in it when the model predicts."""
     if type(layer) is keras.layers.Activation:
         return layer.activation is keras.activations.linear
-    return isinstance(layer, POOLING) or type(layer) in PASSING
+    noise = keras.layers.Dropout, keras.layers.AlphaDropout, keras.layers.GaussianDropout, keras.layers.GaussianNoise
+    return isinstance(layer, POOLING) or type(layer) in (keras.layers.Identity, *noise)
