@@ -1,56 +1,25 @@
-"""The world of a lesson, each time in a process of its own: TensorFlow's threads are set once."""
+"""The near pictures of a lesson; photographs are read where a lesson is run on them (test_claims)."""
 
-import os
-import subprocess
-import sys
-
+import numpy as np
 import pytest
 
+from tlkeras.fractals import make_fractals
 from tlkeras.worlds import load_near
 
-SCRIPT = """
-import tlkeras as tl
-world = tl.start_lesson()
-import tensorflow as tf
-as_is = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
-threads = tf.config.threading.get_intra_op_parallelism_threads()
-print(world, threads, "graphs as they are" if as_is else "graphs rewritten")
-print(float(tl.build_head(3)(tf.ones((1, 2, 2, 8)), training=True)[0, 0]))  # random weights and dropout
-print(tl.start_lesson() == world)
-"""
+
+def test_the_embedded_world_is_of_systems_that_its_weights_have_not_seen():
+    images, labels = load_near("embedded", num_classes=2, per_class=2, image_size=32)
+    np.testing.assert_array_equal(images, make_fractals(2, 2, image_size=32, family=1)[0])
+    assert labels.tolist() == [0, 0, 1, 1]
 
 
-def choose(**variables: str) -> subprocess.CompletedProcess:
-    kept = {
-        name: value for name, value in os.environ.items() if name not in ("TLKERAS_WORLD", "TF_NUM_INTRAOP_THREADS")
-    }
-    environment = {**kept, "CUDA_VISIBLE_DEVICES": "-1", **variables}
-    return subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True)
-
-
-@pytest.mark.parametrize(
-    ("variables", "answer"),
-    [
-        ({}, "embedded 1 graphs as they are"),
-        ({"TLKERAS_WORLD": "imagenet"}, "imagenet 0 graphs rewritten"),  # 0 is TensorFlow's own choice
-        # The variable rules the threads, which this figure does not show.
-        ({"TF_NUM_INTRAOP_THREADS": "2"}, "embedded 0 graphs as they are"),
-    ],
-    ids=str,
-)
-def test_the_world_is_announced_and_small_networks_get_one_thread(variables, answer):
-    said = choose(**variables).stdout.splitlines()
-    assert said[0].startswith(f"World: {answer.split()[0]}. ")
-    assert said[1] == answer
-    assert said[-1] == "True"  # also once a network was there
-
-
-def test_random_weights_and_dropout_are_the_same_in_every_run():
-    one, other = (choose().stdout.splitlines()[2] for _ in range(2))
-    assert float(one) == float(other)
+def test_photographs_are_the_first_of_each_class_of_a_folder(insects, monkeypatch):
+    monkeypatch.setenv("TLKERAS_DATA", str(insects))
+    images, labels = load_near("imagenet", num_classes=2, per_class=5, image_size=32)
+    assert images.shape == (10, 32, 32, 3)
+    assert labels.tolist() == [0] * 5 + [1] * 5
 
 
 def test_an_unknown_world_is_refused():
-    assert "TLKERAS_WORLD='mars' is neither of ('embedded', 'imagenet')" in choose(TLKERAS_WORLD="mars").stderr
     with pytest.raises(ValueError, match="world='mars' is neither"):
         load_near("mars")

@@ -56,10 +56,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "reconstruction": ["Autoencoder", "Colorization"],
         "sounds": ["Sound", "make_struck_objects", "sound_summary"],
         "splits": ["Split", "read_manifest", "write_manifest"],
+        "startup": ["start_lesson"],
         "tfds": ["load_tfds"],
         "training": ["Settings", "fine_tune", "fine_tune_gradually", "train_from_scratch", "train_head"],
         "weights": ["WeightsNotFoundError"],
-        "worlds": ["load_near", "start_lesson"],
+        "worlds": ["load_near"],
         "zoo": ["save_backbone"],
     },
 )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -126,9 +123,10 @@ def export(
     _talk()
     from tlkeras.export import export_artifact
     from tlkeras.runs import load_run
+    from tlkeras.startup import captured_stderr
 
     artifact = load_run(run)
-    with _captured_stderr():  # the runtimes greet
+    with captured_stderr():  # the runtimes greet
         gap = export_artifact(artifact, file)
     print(f"{file}: gives the model's probabilities to {gap:.0e}; its .json says what to feed it and names the classes")
 
@@ -242,7 +240,9 @@ def doctor() -> None:
 
 def _talk() -> None:
     """Print what the library logs; what TensorFlow and other third parties say stays out of the way."""
-    _quiet_tensorflow()
+    from tlkeras.startup import import_keras
+
+    import_keras()  # seconds pass here, so a command begins with it, and what is wrong in its arguments is said before
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("tlkeras")
@@ -250,40 +250,3 @@ def _talk() -> None:
     log.setLevel("INFO")
     logging.getLogger("tensorflow").setLevel("ERROR")
     warnings.filterwarnings("ignore")
-
-
-def _quiet_tensorflow() -> None:
-    """Import TensorFlow with its start-up lines kept back; they are shown if the import fails.
-
-    Seconds pass here, so a command begins with it, and what is wrong in its arguments is said before.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
-        return
-    with _captured_stderr() as read:
-        try:
-            import tensorflow  # noqa: F401
-
-            tensorflow.config.list_physical_devices()
-        except BaseException:
-            sys.__stderr__.write(read())
-            raise
-
-
-@contextlib.contextmanager
-def _captured_stderr() -> Iterator:
-    # TensorFlow's C++ side writes to the descriptor itself, before its own log level is read.
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-
-            def read() -> str:
-                os.dup2(kept, 2)
-                sink.seek(0)
-                return sink.read().decode(errors="replace")
-
-            yield read
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)

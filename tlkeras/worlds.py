@@ -1,57 +1,16 @@
-"""The world of a lesson, and its near pictures: computed ones without a network, photographs with one."""
+"""Near pictures for a lesson: computed ones without a network, photographs with one."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from tlkeras.fractals import make_fractals
 from tlkeras.loaders import load_folder
+from tlkeras.startup import WORLDS
 from tlkeras.tfds import load_tfds
-
-WORLDS = ("embedded", "imagenet")
-
-
-def start_lesson() -> str:
-    """Say which pretrained weights and pictures a lesson uses, and see to it that its figures come out again.
-
-    The world is "embedded", or "imagenet" where there is a GPU; the environment variable TLKERAS_WORLD overrules. All
-    random numbers start from the seed 0 (dropout draws its own when a model is built). In the embedded world
-    TensorFlow computes each operation in one thread, unless TF_NUM_INTRAOP_THREADS says otherwise, and does not
-    rewrite its graphs: the networks there are so small and learn for so few steps that threads wait for each other,
-    and that rewriting a graph takes longer than it saves. Call it before the first network.
-
-    Returns:
-        "embedded" or "imagenet".
-
-    Raises:
-        ValueError: If TLKERAS_WORLD is neither of the two.
-    """
-    world = os.environ.get("TLKERAS_WORLD") or ("imagenet" if _has_gpu() else "embedded")
-    if world not in WORLDS:
-        raise ValueError(f"TLKERAS_WORLD={world!r} is neither of {WORLDS}.")
-    if world == "embedded" and keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-        if "TF_NUM_INTRAOP_THREADS" not in os.environ:
-            with contextlib.suppress(RuntimeError):  # too late: a network was there before
-                tf.config.threading.set_intra_op_parallelism_threads(1)
-    keras.utils.set_random_seed(0)
-    print(f"World: {world}. The environment variable TLKERAS_WORLD=embedded or =imagenet chooses the other.")
-    return world
-
-
-def _has_gpu() -> bool:
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return bool(tf.config.list_physical_devices("GPU"))  # does not start the devices, as Keras's list would
-    return "gpu" in str(keras.distribution.list_devices())
 
 
 def load_near(
