@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import zipfile
 
@@ -9,8 +10,9 @@ import pytest
 from conftest import make_tiny_backbone
 from PIL import Image
 
-from tlkeras.artifact import load_artifact, save_artifact
+from tlkeras.artifact import _without_augmentation, load_artifact, save_artifact
 from tlkeras.card import TOLERANCE, TOLERANCE_HALF_PRECISION, ArtifactError, sha256
+from tlkeras.export import export_artifact
 from tlkeras.freezing import unfreeze_top
 from tlkeras.heads import Augmentation, Transfer, build_classifier
 from tlkeras.loaders import load_arrays
@@ -140,7 +142,7 @@ def test_a_broken_picture_is_named(tmp_path):
         loaded.predict([tmp_path / "broken.jpg"])
     with pytest.raises(ValueError, match=r"\(16, 16, 3\), got \(8, 8, 3\)"):
         loaded.predict(np.zeros((1, 8, 8, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"\[0, 255\], got -1 to 0"):
+    with pytest.raises(ValueError, match=r"these lie in \[-1, 0\]"):
         loaded.predict([np.where(np.arange(3) > 0, -1.0, 0.0) + np.zeros((SIZE, SIZE, 3))])
 
 
@@ -203,7 +205,8 @@ def test_a_failed_save_leaves_nothing_and_keeps_the_old_one(tmp_path):
         ({"class_names": ("a", "b", "c")}, "3 class names for a model of 2 outputs"),
         ({"examples": np.zeros((0, SIZE, SIZE, 3))}, "examples must be pictures"),
         ({"examples": np.zeros((2, 8, 8, 3))}, "must have the shape"),
-        ({"examples": np.full((2, SIZE, SIZE, 3), 300.0)}, "got 300 to 300"),
+        ({"examples": np.full((2, SIZE, SIZE, 3), 300.0)}, r"these lie in \[300, 300\]"),
+        ({"examples": np.full((2, SIZE, SIZE, 3), 0.9)}, "any division by 255"),
         ({"extra": {"array": np.zeros(2)}}, "extra must hold plain numbers"),
         ({"extra": {"loss": float("nan")}}, "extra must hold plain numbers"),
     ],
@@ -359,3 +362,27 @@ def test_half_precision_has_its_own_tolerance(tmp_path):
     full, half = classifier(), classifier(dtype="mixed_float16")
     assert load_artifact(save(tmp_path / "full", full)).card["tolerance"] == TOLERANCE
     assert load_artifact(save(tmp_path / "half", half)).card["tolerance"] == TOLERANCE_HALF_PRECISION
+
+
+def test_pictures_that_were_divided_by_255_are_refused_and_black_ones_taken(tmp_path):
+    loaded = load_artifact(save(tmp_path / "model"))
+    with pytest.raises(ValueError, match="any division by 255"):
+        loaded.predict(pictures() / 255)
+    black = np.zeros((1, SIZE, SIZE, 3))
+    np.testing.assert_array_equal(
+        loaded.predict(black).probabilities, loaded.predict(black.astype(np.uint8)).probabilities
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e5])
+def test_numbers_of_any_size_prove_themselves_and_are_exported(tmp_path, scale):
+    model = classifier(num_outputs=1)
+    model.transfer = dataclasses.replace(model.transfer, task="regression")
+    model.get_layer("logits").set_weights([weight * scale for weight in model.get_layer("logits").get_weights()])
+    folder = save(tmp_path / "model", model, class_names=["value"])
+    if keras.backend.backend() == "tensorflow":
+        assert export_artifact(load_artifact(folder), tmp_path / "out.tflite") < 1e-4
+    model.get_layer("logits").kernel.assign(model.get_layer("logits").kernel * 1.1)
+    swap_model(folder, _without_augmentation(model))
+    with pytest.raises(ArtifactError, match="of the largest answer"):
+        load_artifact(folder)

@@ -118,6 +118,12 @@ def test_average_precision_counts_misses_false_alarms_and_wrong_classes():
     assert tl.average_precision(half, boxes, labels, overlap=0.7) == 0
 
 
+def test_more_than_a_hundred_objects_of_a_picture_count():
+    corners = 20.0 * np.stack(np.meshgrid(np.arange(15), np.arange(10)), -1).reshape(-1, 2)
+    boxes, labels = np.concatenate([corners, corners + 10], axis=1), np.zeros(150, int)
+    assert tl.average_precision([of(boxes, labels, np.linspace(0.9, 0.5, 150))], [boxes], [labels]) == 1
+
+
 def test_head_then_top_are_trained_and_audited_as_for_a_classifier(detector):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 60, (96, 32, 32, 3), dtype=np.uint8), rng.integers(2, size=(96, 1))
@@ -196,6 +202,13 @@ def test_misuse_is_refused_with_the_next_step(detector, scenes):
         tl.average_precision([of([], [], [])], [np.zeros((0, 4))], [np.zeros(0, int)])
     with pytest.raises(ValueError, match="Pictures: 0 looked at, 1 with boxes"):
         tl.average_precision([], [np.zeros((0, 4))], [np.zeros(0, int)])
+    with pytest.raises(ValueError, match="any division by 255"):
+        tl.detect(detector, scenes[0] / 255)
+    for wrong in ([[50, 50, 10, 10]], np.zeros((0, 4))):
+        with pytest.raises(ValueError, match="Picture 0: it takes a label for each true box"):
+            tl.average_precision([of([], [], [])], [np.array(wrong)], [np.array([0])])
+    with pytest.raises(ValueError, match=r"overlap is a share in \(0, 1\], got 50"):
+        tl.average_precision([of([], [], [])], [np.array([[0, 0, 9, 9]])], [np.array([0])], overlap=50)
     with pytest.raises(ValueError, match="from 32 pixels"):
         tl.make_scenes(1, image_size=16)
 

@@ -142,3 +142,9 @@ def test_auto_falls_back_to_keras_and_says_why(tiny_backbone, monkeypatch, caplo
     assert "no such operation" in caplog.text
     with pytest.raises(ValueError, match="no such operation.*engine='keras'"):
         load_engine(tiny_backbone.model, "openvino")
+
+
+def test_floats_after_whole_numbers_are_refused_rather_than_cut(tiny_backbone):
+    images = np.full((4, 32, 32, 3), 7.9, "float32")
+    with pytest.raises(ValueError, match="the first held uint8, a later one float32"):
+        list(OpenVINOEngine(tiny_backbone.model).run([images.astype("uint8"), images]))

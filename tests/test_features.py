@@ -143,7 +143,7 @@ def test_batches_that_cannot_be_gone_through_again_are_refused(tiny_backbone, da
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x / 255, r"raw, in \[0, 255\]; the first batch lies in \[0, 0\.\d+\]"),
+        (lambda x: x / 255, r"raw, in \[0, 255\]; these lie in \[0, 0\.\d+\]"),
         (lambda x: x / 127.5 - 1, r"leave out `preprocess_input`"),
         (lambda x: x - 110, r"lies in \[-110, "),
         (lambda x: x * 257, "any division by 255"),
@@ -301,7 +301,7 @@ def test_no_pictures_and_no_end_are_refused_before_anything_runs(tiny_backbone, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x / 255, r"raw, in \[0, 255\]; the first batch lies in \[0, 0\.\d+\]"),
+        (lambda x: x / 255, r"raw, in \[0, 255\]; these lie in \[0, 0\.\d+\]"),
         (lambda x: x / 127.5 - 1, "leave out `preprocess_input`"),
         (lambda x: x[:, :16], r"takes pictures of shape \(None, 32, 32, 3\), got \(16, 16, 32, 3\)"),
         (lambda x: x[:, 0], r"got \(16, 32, 3\)"),

@@ -121,6 +121,14 @@ def test_pictures_that_are_not_raw_are_refused(split):
         open_test(brightness_model(), data) if split == "test" else predict(brightness_model(), data)
 
 
+def test_pictures_of_another_size_and_a_second_softmax_are_refused():
+    small = load_arrays(np.arange(16, dtype="uint8")[:, None, None, None] * np.ones((1, 6, 6, 3), "uint8"), [0, 1] * 8)
+    with pytest.raises(ValueError, match=r"takes pictures of shape \(None, 8, 8, 3\), got \(\d+, 6, 6, 3\)"):
+        predict(brightness_model(), small)
+    with pytest.raises(ValueError, match="leave its last softmax out"):
+        predict(keras.Sequential([brightness_model(), keras.layers.Softmax()]), grey_pictures())
+
+
 def test_an_order_that_changed_under_way_is_refused():
     data = SimpleNamespace(**vars(grey_pictures()))
     data.labels, data.ordered = dict(data.labels), grey_pictures().ordered

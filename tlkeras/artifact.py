@@ -31,7 +31,8 @@ from tlkeras.engines import compute_precision
 from tlkeras.freezing import transfer_of
 from tlkeras.heads import AUGMENTATION, Transfer
 from tlkeras.pictures import decode_picture
-from tlkeras.predictions import Predictions, to_answers, to_probabilities
+from tlkeras.pipelines import check_range
+from tlkeras.predictions import Predictions, answer_gaps, to_answers, to_probabilities
 
 NUM_GOLDEN = 8
 BATCH_SIZE = 32
@@ -123,7 +124,7 @@ def save_artifact(
         FileExistsError: If `folder` is anything but an artefact or empty.
         ArtifactError: If the model, once saved, cannot be loaded safely or answers differently.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     refuse_foreign(folder)
     examples = np.asarray(examples)
     transfer = transfer_of(model)
@@ -172,7 +173,7 @@ def load_artifact(folder: str | os.PathLike) -> Artifact:
     Raises:
         ArtifactError: If the folder is no artefact, a file is missing, changed or unsafe, or an answer differs.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     card = read_card(folder)
     model = _load_model(folder / MODEL, card["versions"])
     try:
@@ -229,13 +230,14 @@ def _replay(model: keras.Model, path: Path, card: dict[str, Any]) -> None:
         raise ArtifactError(f"{path}: the golden predictions cannot be replayed: {error}") from error
     if not len(golden) or golden.shape != answers.shape or _count_classes(golden) != len(card["class_names"]):
         raise ArtifactError(f"{path} holds answers {golden.shape}; model and labels give {answers.shape}.")
-    gaps = np.abs(answers - golden).reshape(len(golden), -1).max(axis=1)
+    gaps = answer_gaps(answers, golden, card["task"])
     failed = np.flatnonzero(~(gaps <= card["tolerance"]))  # so that NaN fails
+    unit = "of the largest answer" if card["task"] == "regression" else "in probability"
     if len(failed):
         raise ArtifactError(
             f"{path.parent}: the model no longer answers as when it was saved. Golden picture"
             f" {', '.join(str(index) for index in failed)} of {len(gaps)} (from 0) is off by up to"
-            f" {gaps[failed].max():.2g} in probability; {card['tolerance']:g} is allowed."
+            f" {gaps[failed].max():.2g} {unit}; {card['tolerance']:g} is allowed."
             f" Saved with {card['versions']}; here {versions()}."
         )
 
@@ -265,11 +267,10 @@ def _checked(picture: Any, shape: tuple[int, ...]) -> np.ndarray:
     picture = np.asarray(picture)
     if picture.shape != shape:
         raise ValueError(f"A picture must have the shape {shape}, got {picture.shape}. A path is resized for you.")
-    if picture.dtype != np.uint8:
-        if not (np.isfinite(picture).all() and picture.min() >= 0 and picture.max() <= 255):
-            raise ValueError(f"Pixels must lie in [0, 255], got {picture.min():g} to {picture.max():g}.")
-        picture = np.rint(picture).astype(np.uint8)
-    return picture
+    if picture.dtype == np.uint8:
+        return picture
+    check_range(picture)
+    return np.rint(picture).clip(0, 255).astype(np.uint8)
 
 
 def _logits(model: keras.Model, pictures: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from tlkeras.backbones import Backbone
 from tlkeras.engines import KerasEngine
 from tlkeras.freezing import transfer_of
 from tlkeras.heads import build_classifier
+from tlkeras.pipelines import check_range
 from tlkeras.predictions import to_answers
 
 
@@ -155,6 +156,7 @@ def detect(model: keras.Model, images: np.ndarray, *, threshold: float = 0.3, mo
         raise ValueError(f"threshold lies between 0 and 1 and most is at least 1, got {threshold} and {most}.")
     if not len(images):
         return []
+    check_range(np.asarray(images))
     batches = (images[start : start + 32] for start in range(0, len(images), 32))
     maps = np.concatenate([outputs[0] for outputs in KerasEngine(model).run(batches)])
     logits, answers = maps[..., :-4], to_answers(maps, "detection")
@@ -180,13 +182,14 @@ def average_precision(
         found: From `detect`, with a low threshold.
         boxes: For each picture the true boxes, as in `encode_objects`.
         labels: For each picture their classes.
-        overlap: A box is right if its intersection with a true box is at least this share of their union.
+        overlap: A box is right if its intersection with a true box is at least this share of their union, in (0, 1].
 
     Returns:
         The mean over the classes that occur of the area under precision by recall, in [0, 1].
 
     Raises:
-        ValueError: If the numbers of pictures differ, or there is no object at all.
+        ValueError: If the numbers of pictures or of a picture's boxes and labels differ, a true box has no area, there
+            is no object at all, or `overlap` is not as said.
         ImportError: If pycocotools is not installed.
     """
     try:
@@ -196,6 +199,15 @@ def average_precision(
         raise ImportError("average_precision needs pycocotools: pip install pycocotools") from error
     if not len(found) == len(boxes) == len(labels):
         raise ValueError(f"Pictures: {len(found)} looked at, {len(boxes)} with boxes, {len(labels)} with labels.")
+    if not 0 < overlap <= 1:
+        raise ValueError(f"overlap is a share in (0, 1], got {overlap}.")
+    for k, (some, names) in enumerate(zip(boxes, labels, strict=True)):
+        some = np.asarray(some, np.float64).reshape(-1, 4)
+        if len(some) != len(names) or not (some[:, :2] < some[:, 2:]).all():
+            raise ValueError(
+                f"Picture {k}: it takes a label for each true box, and boxes of left, top, right, bottom; got "
+                f"{len(names)} labels and {some.tolist()}."
+            )
 
     def entries(k: int, some: np.ndarray, names: np.ndarray, scores: np.ndarray) -> list[dict]:
         some = np.asarray(some, np.float64).reshape(-1, 4)
@@ -223,6 +235,7 @@ def average_precision(
         coco.createIndex()
         judge = COCOeval(coco, coco.loadRes(guesses), "bbox")
         judge.params.iouThrs = np.array([overlap])
+        judge.params.maxDets = [1, 10, max(100, *(len(each.scores) for each in found))]  # COCO stops at 100 a picture
         judge.evaluate()
         judge.accumulate()
     precision = judge.eval["precision"][0, :, :, 0, -1]  # by recall and class, objects of all sizes

@@ -109,6 +109,8 @@ class OpenVINOEngine:
                 compiled = self._compiled[dtype]
                 wanted = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
                 free = [compiled.create_infer_request() for _ in range(wanted)]
+            if dtype is np.uint8 and images.dtype != dtype:
+                raise ValueError(f"Batches are of one type: the first held uint8, a later one {images.dtype}.")
             images = np.ascontiguousarray(images, dtype=dtype)
             # Slices of one size: OpenVINO prepares for each size anew, which cost a third of the time at 96 px.
             count = math.ceil(len(images) / self._slice) if self._slice else 1

@@ -19,6 +19,7 @@ import numpy as np
 from tlkeras.artifact import Artifact, replace_folder
 from tlkeras.card import GOLDEN, ArtifactError
 from tlkeras.engines import convert
+from tlkeras.predictions import answer_gaps
 
 
 def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
@@ -43,8 +44,8 @@ def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
         ImportError: If a library that the format needs is missing.
         ArtifactError: If the exported classifier answers differently; nothing is left behind.
     """
-    path = Path(path)
-    ending = path.suffix.lower()
+    path = Path(path).expanduser()
+    ending = path.suffix
     if ending not in FORMATS:
         raise ValueError(f"{path.name}: a name ends in {', '.join(filter(None, FORMATS))}, or has no dot (a folder).")
     form = FORMATS[ending]
@@ -64,7 +65,8 @@ def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
         with _silence():
             form.write(model, file)
         answers = form.run(file, pictures)
-        gap = float(np.abs(answers - probabilities).max()) if answers.shape == probabilities.shape else np.inf
+        same = answers.shape == probabilities.shape
+        gap = float(answer_gaps(answers, probabilities, artifact.card["task"]).max()) if same else np.inf
         if not gap <= artifact.card["tolerance"]:
             raise ArtifactError(
                 f"The {form.name} export answers differently, by {gap:.2g}; "

@@ -164,10 +164,19 @@ def check_pictures(batch: Any, shape: tuple) -> None:
     sides = zip(images.shape[1:], shape[1:], strict=False)
     if images.ndim != len(shape) or any(wanted not in (None, side) for side, wanted in sides):
         raise ValueError(f"The model takes pictures of shape {shape}, got {images.shape}.")
+    check_range(images)
+
+
+def check_range(images: np.ndarray) -> None:
+    """Refuse pictures that are not raw.
+
+    Raises:
+        ValueError: If they do not lie in [0, 255], or look as if they had been divided by 255.
+    """
     low, high = float(images.min()), float(images.max())
     if not (low > -0.5 and 1.5 < high < 255.5) and (low, high) != (0, 0):  # black is black in either range
         raise ValueError(
-            f"Pictures must be raw, in [0, 255]; the first batch lies in [{low:.3g}, {high:.3g}]. The model does the "
+            f"Pictures must be raw, in [0, 255]; these lie in [{low:.3g}, {high:.3g}]. The model does the "
             "preprocessing itself: leave out `preprocess_input` and any division by 255."
         )
 

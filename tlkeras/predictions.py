@@ -138,6 +138,16 @@ def to_answers(outputs: np.ndarray, task: str) -> np.ndarray:
     return np.concatenate([expit(maps[..., :-4]), np.logaddexp(0, maps[..., -4:])], axis=-1)
 
 
+def answer_gaps(answers: np.ndarray, golden: np.ndarray, task: str) -> np.ndarray:
+    """Get how far each picture's answers are from its golden ones, the most of all outputs.
+
+    Probabilities, and a detector's maps, as they are; numbers of a regression as a share of the largest golden one of
+    the same output, since they may be of any size.
+    """
+    scale = np.maximum(np.abs(golden).max(axis=0), np.finfo("float32").tiny) if task == "regression" else 1.0
+    return (np.abs(answers - golden) / scale).reshape(len(golden), -1).max(axis=1)
+
+
 def predict(model: keras.Model, data: Any, split: str = "validation") -> Predictions:
     """Get the model's probabilities for the pictures of a split, aligned with their truth and paths.
 
@@ -186,12 +196,13 @@ def open_test(model: keras.Model, data: Any) -> Predictions:
 
 
 def _collect(model: keras.Model, data: Any, batches: Any, split: str) -> Predictions:
-    truth = []
+    truth, shape = [], getattr(model, "input_shape", None)
+    shape = shape if isinstance(shape, tuple) and len(shape) == 4 else (None, None, None, 3)
 
     def images() -> Iterator[np.ndarray]:
         for pictures, labels in batches:
             if not truth:
-                check_pictures((pictures, labels), (None, None, None, 3))
+                check_pictures((pictures, labels), shape)
             truth.append(np.asarray(labels))
             yield np.asarray(pictures)
 
@@ -202,5 +213,11 @@ def _collect(model: keras.Model, data: Any, batches: Any, split: str) -> Predict
     if not np.array_equal(truth, data.labels[split]):
         raise ValueError(f"data.ordered({split!r}) no longer yields the pictures in the order of data.labels.")
     task = getattr(getattr(model, "transfer", None), "task", "classification")
-    probabilities = to_probabilities(np.concatenate(logits), task)
+    logits = np.concatenate(logits)
+    if task == "classification" and logits.shape[1] > 1 and (logits >= 0).all():
+        if np.abs(logits.sum(axis=1) - 1).max() < 1e-4:
+            raise ValueError(
+                "The model gives probabilities, and a softmax would be taken of them again: leave its last softmax out."
+            )
+    probabilities = to_probabilities(logits, task)
     return Predictions(truth, probabilities, None if paths is None else tuple(paths), tuple(data.class_names), task)
