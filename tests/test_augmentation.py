@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_data import digests, images, load, pixels
 
-from tlkeras.augmentation import light_augmentation
+from tlkeras.augmentation import change_batch, light_augmentation
 from tlkeras.loaders import load_arrays
 
 
@@ -37,3 +37,33 @@ def test_layers_inside_a_model_augment_in_training_only():
     batch = pixels(4).astype("float32")
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(layers(batch, training=False)), batch)
     assert np.abs(keras.ops.convert_to_numpy(layers(batch, training=True)) - batch).max() > 1
+
+
+class OneOf(keras.layers.Layer):
+    """Another layer for each batch, as some libraries of augmentation have it."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def build(self, shape):
+        """The layers inside have no weights."""
+
+    def call(self, images):
+        return self.layers[0](images)
+
+
+def test_a_layer_of_layers_is_called_itself_and_a_chain_link_by_link():
+    data = load_arrays(pixels(20), [0, 1] * 10)
+    ten, more = keras.layers.Rescaling(0.0, offset=10.0), keras.layers.Rescaling(1.0, offset=5.0)
+    assert np.unique(images(data.augmented(OneOf([ten, more])).train)) == [10]
+    chain = keras.Sequential([ten, keras.Sequential([more])])
+    assert np.unique(images(data.augmented(chain).train)) == [15]
+
+
+@pytest.mark.parametrize("kind", [name for name in ("MixUp", "CutMix") if hasattr(keras.layers, name)])
+def test_layers_that_change_labels_too_are_refused(kind):
+    layer = getattr(keras.layers, kind)()
+    for augment in (layer, keras.Sequential([layer])):
+        with pytest.raises(ValueError, match="changes labels too"):
+            change_batch(augment)

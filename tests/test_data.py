@@ -162,3 +162,11 @@ def test_a_subset_has_fewer_training_pictures_and_the_same_others():
     assert fewer.labels["train"].tolist() == data.labels["train"][[2, 5, 9]].tolist()
     np.testing.assert_array_equal(fewer.pieces["train"], data.pieces["train"][[2, 5, 9]])
     assert fewer.index["validation"] is data.index["validation"]
+    mask = data.labels["train"] == 1
+    assert data.subset(mask).labels["train"].tolist() == [1] * mask.sum()
+
+
+@pytest.mark.parametrize("rows", [[True, False], [0.0, 1.0], [-1], [1000], []])
+def test_rows_that_are_no_places_are_refused(insects, rows):
+    with pytest.raises(ValueError, match=r"places from 0 to \d+, or a mask of \d+"):
+        load(insects).subset(rows)

@@ -128,6 +128,17 @@ def test_several_labels_a_picture_and_numbers_are_split_without_classes():
     assert numbers.labels["train"].dtype == np.float32 and numbers.class_names == ("value",)
 
 
+def test_classes_in_a_column_or_as_bytes_and_names_of_any_kind_are_understood(caplog):
+    column = load_arrays(pixels(20), np.arange(20)[:, None] % 2, class_names=np.array(["a", "b"]))
+    assert column.labels["train"].shape == (16,) and column.class_names == ("a", "b")
+    assert load_arrays(pixels(20), [[0], [1]] * 10, class_names=["only"]).labels["train"].shape == (16, 1)
+    assert load_arrays(pixels(20), [b"cat", b"dog"] * 10).class_names == ("cat", "dog")
+    assert load_arrays(pixels(20), [0, 1] * 10, class_names=[3, 4]).class_names == ("3", "4")
+    assert not caplog.records
+    load_arrays(pixels(20), [0.0, 1.0] * 10)
+    assert "this is regression: for classes pass labels.astype(int)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("source", "labels", "names", "message"),
     [
@@ -142,6 +153,9 @@ def test_several_labels_a_picture_and_numbers_are_split_without_classes():
         (pixels(4), [0, 1, 2, 1], ["1", "b", 1], "Two classes are called '1': give each a name of its own"),
         (pixels(4), [[0, 1], [1, 1], [0, 0], [1, 0]], ["a", "a"], "Two classes are called 'a'"),
         (pixels(4), [1, 1, 1, 1], None, "Two or more classes"),
+        (pixels(4), np.array(["a", None, "b", "a"], object), None, "Label 1 is None"),
+        (pixels(4), [[0], [0, 1], [1], [1]], None, "labels must all have one shape"),
+        (pixels(4), [[0.0], [1.0], [0.0], [1.0]], ["a", "b"], r"Classes are whole numbers of shape \(n,\)"),
         (pixels(4), ["a", "a", "a", "b"], None, "'b' cannot be on every side"),
     ],
 )

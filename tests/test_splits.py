@@ -72,7 +72,12 @@ def test_groups_may_be_a_function():
 
 @pytest.mark.parametrize(
     ("groups", "message"),
-    [(r"person\d+", "parentheses"), (r"(person\d+)", "finds no key in 2 paths"), ([1], "expected 2, got 1")],
+    [
+        (r"person\d+", "parentheses"),
+        (r"(person\d+)", "finds no key in 2 paths"),
+        ([1], "expected 2, got 1"),
+        (lambda path: "key" if path.startswith("a") else None, "groups finds no key in 1 paths, 'b/2.jpg' among them"),
+    ],
 )
 def test_groups_that_fit_no_path_are_refused(groups, message):
     with pytest.raises(ValueError, match=message):
@@ -185,3 +190,8 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path):
     (tmp_path / "b.csv").write_text("path,class,split,sha256\nx,y,dev,0\n")
     with pytest.raises(ValueError, match="dev"):
         read_manifest(tmp_path / "b.csv")
+    (tmp_path / "c.csv").write_text("path,class,split,sha256\nx,y,train,0\nz,y,train,0\nx,y,validation,0\n")
+    with pytest.raises(ValueError, match="lists 'x' twice"):
+        read_manifest(tmp_path / "c.csv")
+    (tmp_path / "d.csv").write_text("path,class,split,sha256\nx,y,train,0\n", encoding="utf-8-sig")
+    assert read_manifest(tmp_path / "d.csv").rows == (("x", "y", "train", "0"),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
 from pathlib import Path
@@ -34,11 +35,12 @@ def test_a_tfds_folder_builder_gives_its_own_splits(insects, tmp_path):
     assert not set(digests(data.train)) & set(digests(data.validation))
 
 
-def tiny_builder(source: np.ndarray):
+@functools.cache  # a name can be registered once
+def tiny_class():
     tfds = pytest.importorskip("tensorflow_datasets")
 
     class Tiny(tfds.core.GeneratorBasedBuilder):
-        """Twenty pictures of two classes, and no split but train."""
+        """`examples`, pairs of picture and label, of two classes, and no split but train."""
 
         VERSION = tfds.core.Version("1.0.0")
         pkg_dir_path = Path(__file__).parent
@@ -52,16 +54,23 @@ def tiny_builder(source: np.ndarray):
             return {"train": self._generate_examples()}
 
         def _generate_examples(self):
-            for number, image in enumerate(source):
-                yield number, {"image": image, "label": number % 2}
+            for number, (image, label) in enumerate(self.examples):
+                yield number, {"image": image, "label": label}
 
     return Tiny
 
 
+def tiny_builder(folder: Path, images: np.ndarray, labels):
+    kind = tiny_class()
+    kind.examples = list(zip(images, labels, strict=True))
+    builder = kind(data_dir=folder)
+    builder.download_and_prepare()
+    return builder
+
+
 def test_a_prepared_tfds_folder_is_read_in_place_and_cut_once(tmp_path):
     source = pixels(20)
-    builder = tiny_builder(source)(data_dir=tmp_path)
-    builder.download_and_prepare()
+    builder = tiny_builder(tmp_path, source, np.arange(20) % 2)
     data = load_tfds(builder.data_path, image_size=8, split=Split(test=0.2))
     assert data.counts == {
         "train": {"cat": 6, "dog": 6},
@@ -73,6 +82,17 @@ def test_a_prepared_tfds_folder_is_read_in_place_and_cut_once(tmp_path):
     assert sum(map(len, seen)) == 20
     again = load_tfds(builder.data_path, image_size=8, split=Split(test=0.2))
     assert digests(again.train) == digests(load_tfds(builder, image_size=8, split=Split(test=0.2)).train)
+
+
+def test_examples_without_a_label_are_set_aside_and_sets_without_any_refused(tmp_path):
+    builder = tiny_builder(tmp_path / "some", pixels(20), [-1] * 4 + [0, 1] * 8)
+    data = load_tfds(builder, image_size=8)
+    assert len(data.set_aside) == 4 and "its label is -1, which is none of the 2 classes" in data.set_aside[0].reason
+    builder = tiny_builder(tmp_path / "none", pixels(4), [-1] * 4)
+    with pytest.raises(ValueError, match="None of the 4 examples of 'tiny' can be used: its label is -1"):
+        load_tfds(builder, image_size=8)
+    with pytest.raises(ValueError, match="is no prepared set: it holds no dataset_info.json.*load_folder"):
+        load_tfds(str(tmp_path / "none"), image_size=8)
 
 
 def test_a_failing_download_says_what_was_tried(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+MIXING = ("MixUp", "CutMix")
 WINDOW = 0.8  # the smallest side of the window that is kept, as a share of the picture's
 
 
@@ -51,8 +52,12 @@ def change_batch(augment: str | keras.Layer | None) -> Callable[[Any, Any], Any]
         return _light
     if not isinstance(augment, keras.Layer):
         raise ValueError(f'augment is None, "light" or a Keras layer, not {augment!r}.')
-    # One by one: a Sequential does not run inside tf.data on the JAX and torch backends, its layers do.
-    layers = list(getattr(augment, "layers", None) or [augment])
+    layers = _links(augment)
+    for layer in layers:
+        if isinstance(layer, tuple(getattr(keras.layers, name) for name in MIXING if hasattr(keras.layers, name))):
+            raise ValueError(
+                f"{layer.name} changes labels too, which `augment` leaves alone: map it over `data.train` yourself."
+            )
     generators = [getattr(layer, "generator", None) or getattr(layer, "seed_generator", None) for layer in layers]
 
     def change(images: Any, draw: Any) -> Any:
@@ -66,6 +71,13 @@ def change_batch(augment: str | keras.Layer | None) -> Callable[[Any, Any], Any]
         return tf.cast(images, tf.float32)
 
     return change
+
+
+def _links(augment: keras.Layer) -> list[keras.Layer]:
+    """The layers of a chain: a Sequential does not run inside tf.data on the JAX and torch backends, its layers do."""
+    if not isinstance(augment, keras.Sequential | getattr(keras.layers, "Pipeline", keras.Sequential)):
+        return [augment]
+    return [link for layer in augment.layers for link in _links(layer)]
 
 
 def _light(images: Any, draw: Any) -> Any:

@@ -19,7 +19,7 @@ def cache_root() -> Path | None:
     chosen = os.environ.get("TLKERAS_CACHE")
     if chosen == "off":
         return None
-    return Path(chosen) if chosen else user_cache_path("tlkeras")
+    return Path(chosen).expanduser() if chosen else user_cache_path("tlkeras")
 
 
 def list_engines() -> list[Path]:

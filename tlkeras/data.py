@@ -159,9 +159,17 @@ class Data:
         """Get the same data with only some of the training pictures, such as for a learning curve.
 
         Args:
-            rows: places in `labels["train"]`, in any order; they are sorted.
+            rows: places in `labels["train"]`, in any order; they are sorted. Or a mask, True for each that is wanted.
+
+        Raises:
+            ValueError: when they are neither places in it nor a mask of its length.
         """
-        rows = np.sort(np.asarray(rows))
+        rows, count = np.asarray(rows), len(self.labels["train"])
+        if rows.dtype == bool and rows.shape == (count,):
+            rows = np.flatnonzero(rows)
+        if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows) or rows.min() < 0 or rows.max() >= count:
+            raise ValueError(f"rows are places from 0 to {count - 1}, or a mask of {count}; got {rows!r}.")
+        rows = np.sort(rows)
 
         def fewer(column: Any) -> Any:
             train = column["train"]
@@ -200,7 +208,7 @@ def check_options(batch_size: int, augment: str | keras.Layer | None = None) -> 
     Raises:
         ValueError: when `batch_size` is no whole number from 1, or `augment` none of what `load_folder` takes.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(f"batch_size is a whole number from 1, not {batch_size!r}.")
     change_batch(augment)
 

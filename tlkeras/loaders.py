@@ -19,6 +19,7 @@ from tlkeras.scan import SetAside, scan_folder
 from tlkeras.splits import SPLITS, Manifest, Split, deal, group_keys, split_files
 
 logger = logging.getLogger("tlkeras")
+MOST_CLASSES = 10  # as many whole numbers among labels that are floats look like classes
 
 
 def load_folder(
@@ -109,8 +110,8 @@ def load_arrays(
 
     Args:
         images: (n, height, width, 3) or (n, height, width, 1), square, in [0, 255], whole numbers or floats.
-        labels: (n,) names or whole numbers for classification; (n,) floats for regression; (n, k) zeros and ones for
-            multi-label classification, or floats for k numbers. Only classes are stratified.
+        labels: (n,) names or whole numbers for classification, as (n, 1) too; (n,) floats for regression; (n, k) zeros
+            and ones for multi-label classification, or floats for k numbers. Only classes are stratified.
         class_names: what label 0, 1, … is called, no two alike; by default the labels themselves, sorted.
         batch_size: pictures a batch.
         seed: decides the split and the order of training pictures.
@@ -128,8 +129,8 @@ def load_arrays(
     >>> data.counts["validation"]
     {'cat': 2, 'dog': 2}
     """
-    images = _check_images(np.asarray(images))
-    labels, names = _check_labels(np.asarray(labels), class_names, len(images))
+    images = _check_images(_as_array(images, "images"))
+    labels, names = _check_labels(_as_array(labels, "labels"), class_names, len(images))
     texts = sorted(map(str, names))
     if twice := [name for name, other in zip(texts, texts[1:], strict=False) if name == other]:
         raise ValueError(f"Two classes are called {twice[0]!r}: give each a name of its own, or join their labels.")
@@ -171,6 +172,17 @@ def split_pixels(
     )
 
 
+def _as_array(values: Any, what: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{what} must all have one shape, to make one array: {error}") from error
+
+
+def _is_label(label: Any) -> bool:
+    return isinstance(label, str | int | np.integer)
+
+
 def _check_images(images: np.ndarray) -> np.ndarray:
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.shape[1] != images.shape[2] or not len(images):
         raise ValueError(
@@ -193,14 +205,27 @@ def _check_labels(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     if labels.ndim not in (1, 2) or len(labels) != num_images:
         raise ValueError(f"Expected one label a picture, {num_images} in all; got labels of shape {labels.shape}.")
-    if labels.ndim == 2 or labels.dtype.kind == "f":
+    class_names = None if class_names is None else tuple(map(str, class_names))
+    if labels.dtype.kind == "O" and (odd := [k for k, label in enumerate(labels.ravel()) if not _is_label(label)]):
+        raise ValueError(f"Label {odd[0]} is {labels.ravel()[odd[0]]!r}: leave pictures without a label out.")
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels)
+    if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind != "f" and len(class_names or "two") != 1:
+        labels = labels[:, 0]  # as in keras.datasets.cifar10
+    floats = labels.dtype.kind == "f"
+    if labels.ndim == 2 or floats:
         labels = labels.astype(np.float32)
         if not np.isfinite(labels).all():
             raise ValueError("Labels must be finite numbers; drop the pictures without a label first.")
         width = labels.shape[1] if labels.ndim == 2 else 1
         names = tuple(class_names or (["value"] if labels.ndim == 1 else [str(column) for column in range(width)]))
         if len(names) != width:
-            raise ValueError(f"Expected {width} class names for labels of shape {labels.shape}, got {len(names)}.")
+            raise ValueError(
+                f"Expected {width} class names for labels of shape {labels.shape}, got {len(names)}. Classes are whole "
+                "numbers of shape (n,): labels.astype(int).ravel()."
+            )
+        if floats and width == 1 and len(np.unique(labels)) <= MOST_CLASSES and (labels == np.rint(labels)).all():
+            logger.warning("the labels are floats, so this is regression: for classes pass labels.astype(int)")
         if labels.ndim == 2 and width > 1 and ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all():
             logger.warning("every row of the labels holds a single 1: for exclusive classes pass labels.argmax(axis=1)")
         return labels, names

@@ -193,7 +193,7 @@ def reserve(num_pictures: int, image_size: int) -> tuple[np.ndarray | PictureFil
     Raises:
         ValueError: when `image_size` is no side in pixels.
     """
-    if not isinstance(image_size, int) or image_size < 1:
+    if not isinstance(image_size, int | np.integer) or image_size < 1:
         raise ValueError(f"image_size is a side in pixels, a whole number from 1, not {image_size!r}.")
     shape = (num_pictures, image_size, image_size, 3)
     num_bytes = math.prod(shape)

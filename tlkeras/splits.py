@@ -188,7 +188,7 @@ def group_keys(paths: Sequence[str], groups: Callable[[str], Any] | str | Sequen
     """Get an integer for each picture, the same for all of one group; None without groups.
 
     Raises:
-        ValueError: when the expression has no group or finds nothing in a path, or the keys are not one a picture.
+        ValueError: when the expression has no group, a path has no key, or the keys are not one a picture.
     """
     if groups is None:
         return None
@@ -197,13 +197,14 @@ def group_keys(paths: Sequence[str], groups: Callable[[str], Any] | str | Sequen
         if not pattern.groups:
             raise ValueError(f"groups={groups!r} needs a group in parentheses around the key, as in '(person[0-9]+)'.")
         matches = [pattern.search(path) for path in paths]
-        missed = [path for path, match in zip(paths, matches, strict=True) if not match or match[1] is None]
-        if missed:
-            raise ValueError(f"groups={groups!r} finds no key in {len(missed)} paths, {missed[0]!r} among them.")
-        return encode([match[1] for match in matches])
-    keys = [groups(path) for path in paths] if callable(groups) else list(groups)
+        keys = [match and match[1] for match in matches]
+    else:
+        keys = [groups(path) for path in paths] if callable(groups) else list(groups)
     if len(keys) != len(paths):
         raise ValueError(f"groups needs one key a picture: expected {len(paths)}, got {len(keys)}.")
+    if missed := [path for path, key in zip(paths, keys, strict=True) if key is None]:
+        what = f"={groups!r}" if isinstance(groups, str) else ""
+        raise ValueError(f"groups{what} finds no key in {len(missed)} paths, {missed[0]!r} among them.")
     return encode([str(key) for key in keys])
 
 
@@ -242,16 +243,19 @@ def read_manifest(path: str | Path) -> Manifest:
         A Manifest.
 
     Raises:
-        ValueError: when a column is missing or a split has an unknown name.
+        ValueError: when a column is missing, a split has an unknown name, or a picture is listed twice.
         FileNotFoundError: when there is no such file.
     """
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:  # spreadsheets add a mark
         reader = csv.DictReader(file)
         if missing := [name for name in COLUMNS if name not in (reader.fieldnames or [])]:
             raise ValueError(f"{str(path)!r} is no manifest: expected {', '.join(COLUMNS)}; without {missing}.")
         rows = tuple(tuple(row[name] for name in COLUMNS) for row in reader)
     if wrong := sorted({row[2] for row in rows} - set(SPLITS)):
         raise ValueError(f"{str(path)!r} names the splits {wrong}; known are {list(SPLITS)}.")
+    names = sorted(composed(row[0]) for row in rows)
+    if twice := [name for name, other in zip(names, names[1:], strict=False) if name == other]:
+        raise ValueError(f"{str(path)!r} lists {twice[0]!r} twice: keep one row a picture.")
     return Manifest(rows, str(path))
 
 

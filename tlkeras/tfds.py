@@ -38,7 +38,8 @@ def load_tfds(
         image_size: side in pixels of the square that pictures are stretched to.
         batch_size: pictures a batch.
         seed: decides the split and the order of training pictures.
-        split: shares for what the set does not give itself, and groups (one key a training picture).
+        split: shares for what the set does not give itself, and groups (one key a picture that can be used, first all
+            of "train", then of "validation", then of "test").
 
     Returns:
         A Data without paths; see `Data.augmented` for augmentation.
@@ -63,9 +64,12 @@ def load_tfds(
     if pixels is None:
         raise ValueError(f"{total:,} pictures of {image_size} px fit neither memory nor disk; ask for smaller ones.")
     given, labels, digests, set_aside = [], [], [], []
+    names = tuple(info.features[keys[1]].names)
     for side in sizes:
         for number, (picture, label) in enumerate(_examples(builder, found[side])):
             try:
+                if not 0 <= label < len(names):
+                    raise PictureError(f"its label is {label}, which is none of the {len(names)} classes")
                 pixels[len(given)] = decode_picture(picture, image_size)
             except PictureError as error:
                 set_aside.append(SetAside(f"{found[side]}[{number}]", error.reason))
@@ -73,12 +77,14 @@ def load_tfds(
             digests.append(hashlib.sha256(picture).hexdigest())
             labels.append(int(label))
             given.append(side if len(sizes) > 1 else None)
+    if not given:
+        raise ValueError(f"None of the {total:,} examples of {info.name!r} can be used: {set_aside[0].reason}.")
     return split_pixels(
         pixels[: len(given)],
         np.array(labels),
         digests,
         split=split,
-        class_names=tuple(info.features[keys[1]].names),
+        class_names=names,
         batch_size=batch_size,
         seed=seed,
         given=given,
@@ -94,6 +100,11 @@ def _prepare(name: Any, data_dir: str | os.PathLike | None) -> Any:
         return name
     if os.path.isdir(name) and os.path.exists(os.path.join(name, "dataset_info.json")):
         return tfds.builder_from_directory(os.fspath(name))
+    if os.path.isdir(name):
+        raise ValueError(
+            f"{os.fspath(name)!r} is no prepared set: it holds no dataset_info.json, which lies in the folder of a "
+            "version, such as tf_flowers/3.0.1. For class folders there is load_folder."
+        )
     try:
         builder = tfds.builder(os.fspath(name), data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
