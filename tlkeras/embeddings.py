@@ -25,11 +25,13 @@ def nt_xent(projections: Any, temperature: float) -> Any:
 
 
 def vicreg_loss(embeddings: Any, invariance: float, variance: float, covariance: float) -> Any:
-    """Get the loss of VICReg: equations 1 to 6 of Bardes et al. 2022.
+    """Get the loss of VICReg: equations 1 to 6 of Bardes et al. 2022, but for the invariance, equation 5.
+
+    That is divided by the number of features too, as in the authors' code: the mean of the squared differences.
 
     Args:
         embeddings: (2n, features); rows k and n + k are the views of picture k.
-        invariance: Weight of the mean squared distance between the views.
+        invariance: Weight of the squared difference between the views, its mean over pictures and features.
         variance: Weight of the hinge on deviations below 1.
         covariance: Weight of the squared covariances off the diagonal.
     """
