@@ -66,6 +66,10 @@ def test_clusters_of_sounds_know_materials(things):
 def test_sounds_that_do_not_fit_are_refused(things):
     with pytest.raises(ValueError, match="as many sounds, got 7"):
         Sound(sounds=things.sounds[:7]).prepare(things.images)
+    with pytest.raises(ValueError, match="between 2 and the number of sounds, 7; got 30"):
+        Sound(sounds=things.sounds[:7]).prepare(things.images[:7])
+    with pytest.raises(ValueError, match=r"\(7, 4000, 2\): take the mean over the channels"):
+        Sound(sounds=np.stack([things.sounds[:7]] * 2, axis=-1), num_clusters=2).prepare(things.images[:7])
     with pytest.raises(TypeError, match="sounds"):
         Sound().prepare(things.images)
     with pytest.raises(ValueError, match="256"):

@@ -34,7 +34,7 @@ class Sound(Classes):
     Attributes:
         sounds: One a picture, (pictures, samples), any unit.
         rate: Samples a second.
-        num_clusters: Of k-means on the summaries. The paper has 30.
+        num_clusters: Of k-means on the summaries, at most as many as sounds. The paper has 30.
     """
 
     sounds: np.ndarray = field(repr=False)
@@ -48,6 +48,10 @@ class Sound(Classes):
 
         if len(self.sounds) != len(images):
             raise ValueError(f"{len(images)} pictures need as many sounds, got {len(self.sounds)}.")
+        if not 2 <= self.num_clusters <= len(images):
+            raise ValueError(
+                f"num_clusters must lie between 2 and the number of sounds, {len(images)}; got {self.num_clusters}."
+            )
         summaries = StandardScaler().fit_transform(sound_summary(self.sounds, self.rate))
         self.num_classes = self.num_clusters
         return KMeans(self.num_clusters, random_state=0).fit_predict(summaries).astype("int32")
@@ -70,6 +74,10 @@ def sound_summary(sounds: np.ndarray, rate: int = RATE, num_bands: int = 20) -> 
     from scipy.signal import stft
 
     sounds = np.atleast_2d(np.asarray(sounds, "float32"))
+    if sounds.ndim != 2:
+        raise ValueError(
+            f"Sounds are (sounds, samples), of one channel, got {sounds.shape}: take the mean over the channels."
+        )
     if sounds.shape[1] < 256 or not np.isfinite(sounds).all():
         raise ValueError(f"Sounds are (sounds, samples) of 256 finite samples or more, got {sounds.shape}.")
     frequencies, _, spectrum = stft(sounds, rate, nperseg=256, noverlap=128)  # (sounds, frequencies, moments)
