@@ -60,6 +60,17 @@ def test_a_turned_picture_says_by_how_much():
     assert np.bincount(turns.numpy()).min() > 30
 
 
+@pytest.mark.parametrize("smallest", [0, -1, 20, float("nan")])
+def test_a_window_that_is_no_share_of_a_picture_is_refused(smallest):
+    for make in (
+        lambda s: Labels(np.arange(12) % 3, smallest=s),
+        lambda s: SimCLR(smallest=s),
+        lambda s: VICReg(0.2, s),
+    ):
+        with pytest.raises(ValueError, match="above 0 and up to 1, got"):
+            make(smallest)
+
+
 def test_rotation_refuses_pictures_that_a_turn_would_betray():
     with pytest.raises(ValueError, match="square"):
         Rotation().prepare(np.zeros((4, 32, 24, 3)))

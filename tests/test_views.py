@@ -25,6 +25,12 @@ def test_windows_have_the_areas_asked_for_and_half_are_mirrored():
     assert cut.min() >= 0 and cut.max() <= 31
 
 
+def test_the_largest_window_loses_no_more_than_its_shape_costs():
+    cut = crop(ramps(), DRAW, 1.0).numpy()
+    area = np.ptp(cut[..., 0], axis=(1, 2)) * np.ptp(cut[..., 1], axis=(1, 2)) / 31**2
+    assert 0.86 < area.min() < 0.88 and area.max() == pytest.approx(1, abs=0.01)
+
+
 def test_views_of_a_picture_differ_and_the_same_draw_gives_the_same():
     views = two_views(IMAGES, DRAW, 0.2, 0.5).numpy()
     assert views.shape == (400, 24, 24, 3) and 0 <= views.min() and views.max() <= 255

@@ -15,7 +15,7 @@ import numpy as np
 
 from tlkeras.backbones import Backbone
 from tlkeras.embeddings import nt_xent, spread, vicreg_loss
-from tlkeras.views import crop, two_views
+from tlkeras.views import check_share, crop, two_views
 
 
 class Pretext(ABC):
@@ -49,10 +49,14 @@ class Classes(Pretext):
     """What tasks have whose answer is one of several classes; `prepare` sets their number, `num_classes`.
 
     Attributes:
-        smallest: The smallest window of a picture, as a share of its area.
+        smallest: The smallest window of a picture, as a share of its area, above 0 and up to 1.
     """
 
     smallest: float = field(default=0.5, kw_only=True)
+
+    def __post_init__(self):
+        """Refuse windows that cannot be."""
+        check_share(self.smallest)
 
     def build(self, backbone: Backbone) -> keras.Model:
         """Put a dense layer on the pooled features."""
@@ -122,7 +126,7 @@ class SimCLR(Pretext):
 
     Attributes:
         temperature: Of the softmax over similarities.
-        smallest: The smallest window of a picture, as a share of its area.
+        smallest: The smallest window of a picture, as a share of its area, above 0 and up to 1.
         strength: Of the change of light and colours; whatever it is, a fifth of the views turn grey.
         width: Of the hidden layer of the projection, whose output has half of it.
     """
@@ -132,6 +136,10 @@ class SimCLR(Pretext):
     strength: float = 0.5
     width: int = 256
     embeds: ClassVar[bool] = True
+
+    def __post_init__(self):
+        """Refuse windows that cannot be."""
+        check_share(self.smallest)
 
     def build(self, backbone: Backbone) -> keras.Model:
         """Put the projection on the pooled features: one hidden layer."""
@@ -158,7 +166,8 @@ class SimCLR(Pretext):
 class VICReg(SimCLR):
     """Two views are alike, each feature varies, no two features say the same; needs no contrast, so no large batch.
 
-    Bardes, Ponce and LeCun 2022, https://arxiv.org/abs/2105.04906.
+    Bardes, Ponce and LeCun 2022, https://arxiv.org/abs/2105.04906, with the invariance divided by the number of an
+    embedding's features (`vicreg_loss`).
 
     Attributes:
         invariance: Weight of the distance between views.
