@@ -104,6 +104,25 @@ def test_embedded_weights_come_back_in_order(small, tmp_path, monkeypatch):
         assert got.dtype == "float32" and np.array_equal(got, expected.astype("float16"))
 
 
+def test_arrays_without_names_come_back_in_order(small, tmp_path):
+    np.savez(tmp_path / "plain.npz", *small.model.get_weights())
+    backbone = load_backbone(weights=tmp_path / "plain.npz", image_size=32)
+    for got, expected in zip(backbone.model.get_weights(), small.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras", ".h5"])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_a_net_of_keras_whose_file_holds_its_normalization_is_read(suffix, tmp_path):
+    net = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(32, 32, 3))
+    (net.save_weights if suffix == ".weights.h5" else net.save)(tmp_path / f"net{suffix}")
+    backbone = load_backbone("EfficientNetB0", weights=tmp_path / f"net{suffix}", image_size=32)
+    for name in ("stem_conv", "block3b_dwconv", "top_bn"):
+        held = backbone.model.get_layer(name).get_weights()
+        for got, expected in zip(held, net.get_layer(name).get_weights(), strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
 def test_auto_takes_the_embedded_weights_offline_and_says_so_in_one_line(small, offline, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(weights, "EMBEDDED_FILE", embedded_file(tmp_path / "embedded.npz", small))
     with caplog.at_level(logging.INFO, "tlkeras"):

@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import socket
 import threading
 import urllib.request
@@ -172,7 +173,7 @@ def fill_weights(model: keras.Model, file: Path, entry: Entry, alpha: float) -> 
             raise ValueError("too few weights, or none that can be read")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            _read(model, file, entry)
+            _read(model, file, entry, more=held > expected)
     except Exception as error:  # h5py, zipfile, numpy and Keras each have their own for a file that does not fit
         holds = "cannot be read as weights (.h5, .weights.h5, .keras or .npz)" if held is None else f"holds {held:,}"
         raise ValueError(
@@ -182,13 +183,14 @@ def fill_weights(model: keras.Model, file: Path, entry: Entry, alpha: float) -> 
         ) from None
 
 
-def _read(model: keras.Model, file: Path, entry: Entry) -> None:
+def _read(model: keras.Model, file: Path, entry: Entry, *, more: bool) -> None:
+    """Fill a net by a file, which may hold `more` weights than the net has."""
     if file.suffix == ".npz":
         _read_npz(model, file)
-    elif entry.learns_normalization and file.suffix == ".h5" and not file.name.endswith(".weights.h5"):
+    elif entry.learns_normalization and more:
         build = getattr(keras.applications, entry.name)
         published = build(include_top=False, weights=None, input_shape=(*model.input_shape[1:3], 3))
-        published.load_weights(file)  # by order, the normalization's statistics among them
+        published.load_weights(file)  # the normalization's statistics among them
         for layer in model.layers:
             if layer.weights:
                 layer.set_weights(published.get_layer(layer.name).get_weights())
@@ -198,12 +200,17 @@ def _read(model: keras.Model, file: Path, entry: Entry) -> None:
 
 def _read_npz(model: keras.Model, file: Path) -> None:
     with np.load(file, allow_pickle=False) as arrays:
-        values = [arrays[key].astype("float32") for key in sorted(arrays.files)]
+        values = [arrays[key].astype("float32") for key in sorted(arrays.files, key=_by_number)]
     shapes = [tuple(variable.shape) for variable in model.weights]
     if [value.shape for value in values] != shapes:
         unlike = sum(value.shape != shape for value, shape in zip(values, shapes, strict=False))
         raise ValueError(f"it holds {len(values)} arrays for {len(shapes)} variables, {unlike} of another shape")
     model.set_weights(values)
+
+
+def _by_number(name: str) -> list:
+    """A key that sorts the names of `np.savez(file, *arrays)`: arr_2 comes before arr_10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _count(file: Path) -> int | None:
