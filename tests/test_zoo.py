@@ -109,6 +109,14 @@ def test_under_mixed_precision_it_still_proves_itself(original):
         keras.config.set_dtype_policy("float32")
 
 
+def test_a_net_for_grey_pictures_comes_back_as_one(trained, tmp_path):
+    grey = load_backbone(weights=None, image_size=np.int64(SIZE), alpha=np.float32(0.5), channels=1)
+    assert (type(grey.image_size), type(grey.alpha)) == (int, float)
+    folder = save_backbone(tmp_path / "grey", grey, about=ABOUT)
+    assert load_backbone(weights=folder).model.input_shape == (None, SIZE, SIZE, 1)
+    assert load_backbone(weights=folder, channels=3).model.input_shape == (None, SIZE, SIZE, 3)
+
+
 @pytest.mark.parametrize("asked", [{"name": "ResNet50"}, {"alpha": 1.0}])
 def test_what_contradicts_the_card_is_an_error(original, asked):
     with pytest.raises(ValueError, match=f"leave {next(iter(asked))} out"):

@@ -6,6 +6,8 @@ it cannot be forgotten or applied twice.
 
 from __future__ import annotations
 
+import numbers
+import operator
 import os
 import re
 from collections.abc import Sequence
@@ -70,7 +72,7 @@ def load_backbone(
     weights: str | os.PathLike | None = "imagenet",
     image_size: int | None = None,
     alpha: float | None = None,
-    channels: int = 3,
+    channels: int | None = None,
 ) -> Backbone:
     """A pretrained net without its top that takes raw pictures in [0, 255].
 
@@ -87,7 +89,8 @@ def load_backbone(
             `fetch_backbone`; its card gives name, width and size), or None: random.
         image_size: height and width in pixels; by default the size that the net was trained at.
         alpha: width multiplier of the MobileNets; by default the width of the weights (1.0 for "imagenet").
-        channels: 3 for RGB; 1 for grey pictures (batch, height, width, 1), repeated over three channels.
+        channels: 3 for RGB; 1 for grey pictures (batch, height, width, 1), repeated over three channels. By default
+            those of the saved backbone, else 3.
 
     Returns:
         The backbone; its weights are trainable until you freeze them.
@@ -102,6 +105,10 @@ def load_backbone(
     >>> backbone.model.output_shape
     (None, 3, 3, 1280)
     """
+    image_size = None if image_size is None else whole_number("image_size", image_size)
+    if alpha is not None and (not isinstance(alpha, numbers.Real) or not alpha > 0):
+        raise ValueError(f"alpha is a width multiplier above 0, such as 0.35 or 1.0; received {alpha!r}.")
+    alpha = None if alpha is None else float(alpha)
     if str(name).startswith(HUB_PREFIX):
         return _load_preset(name, weights, image_size, alpha=alpha, channels=channels)
     folder = fetch_backbone(weights) if is_saved_backbone(weights) else None
@@ -109,14 +116,14 @@ def load_backbone(
     if card:
         name, alpha = _agreed(card["net"], name, alpha)
         image_size = image_size or card["net"]["image_size"]
+        channels = card["net"]["channels"] if channels is None else channels
+    channels = 3 if channels is None else channels
     name = "MobileNetV2" if name is None else name
     entry = find_entry(name)
     if channels not in (1, 3):
         raise ValueError(f"channels must be 3 (RGB) or 1 (grey), not {channels!r}.")
     if image_size is not None and image_size < entry.min_size:
         raise ValueError(f"{name} takes pictures of at least {entry.min_size} pixels, not image_size={image_size}.")
-    if alpha is not None and not alpha > 0:
-        raise ValueError(f"alpha is a width multiplier above 0, such as 0.35 or 1.0; received {alpha!r}.")
     if alpha is not None and not entry.alphas:
         with_width = ", ".join(other for other, row in CATALOGUE.items() if row.alphas)
         raise ValueError(f"{name} has no width to choose: leave alpha out, or take one of {with_width}.")
@@ -148,6 +155,18 @@ def load_backbone(
         num_features=model.output_shape[-1],
         alpha=alpha if entry.alphas else None,
     )
+
+
+def whole_number(name: str, value: Any) -> int:
+    """Get a whole number of whatever kind as Python's.
+
+    Raises:
+        ValueError: it is none, such as 1e1; `name` is said.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, received {value!r}.") from None
 
 
 def small_backbone(image_size: int = 32, *, width: int = 32, num_stages: int = 4) -> Backbone:
@@ -196,8 +215,10 @@ def _agreed(net: dict[str, Any], name: str | None, alpha: float | None) -> tuple
     return net["name"], net["alpha"]
 
 
-def _load_preset(name: str, weights: Any, image_size: int | None, *, alpha: float | None, channels: int) -> Backbone:
-    if alpha is not None or channels != 3:
+def _load_preset(
+    name: str, weights: Any, image_size: int | None, *, alpha: float | None, channels: int | None
+) -> Backbone:
+    if alpha is not None or channels not in (None, 3):
         raise ValueError(f"{name} is a KerasHub preset for RGB pictures: leave alpha and channels out.")
     if weights not in ("imagenet", "auto", None):  # the default and the command line's default
         raise ValueError(f"{name} brings its own weights: leave weights out, or None for random ones.")

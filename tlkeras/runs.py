@@ -177,7 +177,8 @@ def _load(arguments: dict) -> tuple:
     options = {"batch_size": arguments["batch_size"]} if "batch_size" in arguments else {}
     data = load_folder(arguments["folder"], image_size=size, seed=arguments["seed"], split=split, **options)
     weights = None if arguments["weights"] == "random" else arguments["weights"]
-    return data, load_backbone(arguments["backbone"], weights=weights, image_size=size, alpha=arguments["alpha"])
+    options = {"image_size": size, "alpha": arguments["alpha"], "channels": 3}  # pictures of files are RGB
+    return data, load_backbone(arguments["backbone"], weights=weights, **options)
 
 
 def _resume_or_start(out: Path, arguments: dict) -> Path:
