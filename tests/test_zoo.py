@@ -332,6 +332,14 @@ def test_weights_of_another_net_or_not_finite_are_refused_though_signed(folder):
         load_backbone(weights=folder)
 
 
+def test_a_wrong_number_of_features_is_refused_though_the_golden_ones_agree(folder):
+    with np.load(folder / "golden.npz") as held:
+        np.savez(folder / "golden.npz", pictures=held["pictures"], features=held["features"][:, :7])
+    edit_net(folder, num_features=7)
+    with pytest.raises(ArtifactError, match="num_features 7, but the net has 1280"):
+        load_backbone(weights=folder)
+
+
 def test_edited_weights_and_edited_golden_features_are_found_though_signed(folder):
     def brighten(arrays):
         arrays[0] *= 1.5
@@ -406,6 +414,14 @@ def test_it_is_downloaded_once_by_its_checksum_and_kept(web, original, fresh_cac
         fetch_backbone(address)
     publish_backbone(original, root)
     assert read_model_card(fetch_backbone(address)) == read_model_card(original)
+
+
+def test_an_address_may_have_any_letters_and_one_that_is_none_is_called_so(web, original, fresh_cache):
+    root, url = web
+    digest = publish_backbone(original, root / "größe 1").partition("#")[2]
+    assert read_model_card(fetch_backbone(f"{url}/größe 1/mine#{digest}")) == read_model_card(original)
+    with pytest.raises(ValueError, match=r"http://\[::1/mine/card.json is no address"):
+        fetch_backbone(f"http://[::1/mine#sha256={'0' * 64}")
 
 
 def test_an_address_in_the_web_needs_its_checksum(web):

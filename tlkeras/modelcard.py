@@ -173,6 +173,10 @@ def fill_from_folder(build: Callable[[int, int], keras.Model], folder: Path, car
     model = build(net["image_size"], net["channels"])
     if model.count_params() != net["num_weights"]:
         raise ArtifactError(f"{folder}: its card says {net['num_weights']} weights, {model.count_params()} are needed.")
+    if model.output_shape[-1] != net["num_features"]:
+        raise ArtifactError(
+            f"{folder / CARD} says num_features {net['num_features']}, but the net has {model.output_shape[-1]}."
+        )
     wanted = {f"{k:05d}": (tuple(v.shape), card["dtype"]) for k, v in enumerate(model.weights)}
     weights = [array.astype("float32") for array in read_arrays(path, wanted).values()]
     if spoilt := sum(not np.isfinite(array).all() for array in weights):

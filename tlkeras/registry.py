@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+import urllib.parse
 import urllib.request
 import uuid
 from pathlib import Path
@@ -102,7 +103,7 @@ def publish_backbone(folder: str | os.PathLike, to: str | os.PathLike) -> str:
         FileExistsError: If there is something of this name.
         ImportError: If `hf://` was asked for without the `huggingface_hub` package.
     """
-    folder, to = Path(folder), os.fspath(to)
+    folder, to = Path(folder).expanduser(), os.fspath(to)
     read_model_card(folder)
     digest = sha256(folder / CARD)
     if to.startswith(("http://", "https://")):
@@ -201,7 +202,12 @@ def _download(url: str, file: Path, limit: int) -> None:
     """Write an answer to a file; more than `limit` bytes are not taken."""
     taken = 0
     try:
-        with urllib.request.urlopen(url, timeout=_STALL_SECONDS) as answer, file.open("wb") as out:
+        urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise ValueError(f"{url} is no address ({error}): it is https://HOST/PATH#sha256=HEX.") from error
+    quoted = urllib.parse.quote(url, safe="!#$%&'()*+,/:;=?@[]~")  # letters beyond ASCII; what is quoted stays so
+    try:
+        with urllib.request.urlopen(quoted, timeout=_STALL_SECONDS) as answer, file.open("wb") as out:
             while chunk := answer.read(_CHUNK):
                 taken += len(chunk)
                 if taken > limit:
