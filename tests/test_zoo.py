@@ -109,6 +109,20 @@ def test_under_mixed_precision_it_still_proves_itself(original):
         keras.config.set_dtype_policy("float32")
 
 
+def test_saved_under_mixed_precision_its_golden_features_are_whole(trained, original, tmp_path):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        half = load_backbone(weights=None, image_size=SIZE, alpha=0.35)
+        half.model.set_weights(trained.model.get_weights())
+        folder = save_backbone(tmp_path / "half", half, about=ABOUT)
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert same_weights(load_backbone(weights=folder).model, trained.model)
+    with np.load(folder / "golden.npz") as ours, np.load(original / "golden.npz") as theirs:
+        np.testing.assert_allclose(ours["features"], theirs["features"], atol=1e-6)
+
+
 def test_a_net_for_grey_pictures_comes_back_as_one(trained, tmp_path):
     grey = load_backbone(weights=None, image_size=np.int64(SIZE), alpha=np.float32(0.5), channels=1)
     assert (type(grey.image_size), type(grey.alpha)) == (int, float)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,12 @@ def save_backbone(
     try:
         draft.mkdir(parents=True)
         np.savez_compressed(draft / WEIGHTS, **{f"{k:05d}": np.ascontiguousarray(a) for k, a in enumerate(stored)})
-        features = _features_of(model, stored, weights, pictures)
-        np.savez_compressed(draft / GOLDEN, pictures=pictures, features=features)
         (draft / README).write_text(_readme(card), encoding="utf-8")
-        write_card(draft, card)
-        load_backbone(weights=draft)
+        with _in_float32():
+            features = _features_of(net, stored, pictures)
+            np.savez_compressed(draft / GOLDEN, pictures=pictures, features=features)
+            write_card(draft, card)
+            load_backbone(weights=draft)
         replace_folder(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -132,13 +134,23 @@ def _golden_pictures(examples: np.ndarray | None, shape: tuple[int, ...]) -> np.
     return np.rint(pictures).astype(np.uint8)
 
 
-def _features_of(model: keras.Model, stored: list, weights: list, pictures: np.ndarray) -> np.ndarray:
-    """The golden features by the weights as they are stored; the net in hand ends as it was."""
-    model.set_weights([array.astype("float32") for array in stored])
+@contextlib.contextmanager
+def _in_float32() -> Iterator[None]:
+    """Nets are built to compute in float32 here: golden features of half the precision would prove little."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
     try:
-        return golden_features(model, pictures)
+        yield
     finally:
-        model.set_weights(weights)
+        keras.config.set_dtype_policy(before)
+
+
+def _features_of(net: Mapping[str, Any], stored: list, pictures: np.ndarray) -> np.ndarray:
+    """The golden features by the weights as they are stored, of a net of its own."""
+    options = {key: net[key] for key in ("image_size", "alpha", "channels")}
+    model = load_backbone(net["name"], weights=None, **options).model
+    model.set_weights([array.astype("float32") for array in stored])
+    return golden_features(model, pictures)
 
 
 def _readme(card: Mapping[str, Any]) -> str:
