@@ -170,6 +170,7 @@ def test_the_backbone_of_a_classifier_is_saved_as_it_was_tuned(trained, tmp_path
         ({"dtype": "int8"}, "float32, float16"),
         ({"examples": np.zeros((3, SIZE, SIZE, 3))}, "must be 8 pictures"),
         ({"examples": np.full((8, SIZE, SIZE, 3), 300)}, "got 300 to 300"),
+        ({"examples": np.full((8, SIZE, SIZE, 3), 0.5)}, "must be raw"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_before_anything_is_written(trained, tmp_path, options, words):
@@ -199,6 +200,27 @@ def test_a_backbone_with_spoilt_weights_is_not_saved_and_the_old_folder_stays(tr
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="notes.txt"):
         save_backbone(folder, trained, about=ABOUT)
+
+
+@pytest.mark.parametrize("text", ['{"format": "sentence cards 3"}', "[]", "{"])
+def test_the_card_of_somebody_else_is_not_overwritten(trained, tmp_path, text):
+    (tmp_path / "card.json").write_text(text)
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(FileExistsError, match="card.json .*Choose another name"):
+        save_backbone(tmp_path, trained, about=ABOUT)
+    assert (tmp_path / "card.json").read_text() == text and len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_current_folder_is_not_replaced_and_a_tilde_is_the_home_folder(trained, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in (".", ".."):
+        with pytest.raises(FileExistsError, match="is or holds the current folder"):
+            save_backbone(place, trained, about=ABOUT)
+    save_backbone("~/mine", trained, about=ABOUT)
+    assert publish_backbone("~/mine", "~/zoo").startswith(str(tmp_path / "zoo" / "mine"))
+    assert not list(Path().iterdir())
 
 
 # --- what strangers may do -------------------------------------------------------------------------------------------

@@ -140,14 +140,29 @@ def check_files(folder: Path, files: dict[str, str], *, required: Iterable[str],
             raise ArtifactError(f"{file} is not the file that was saved (its SHA-256 differs): copy it again.")
 
 
-def refuse_foreign(folder: Path, files: Iterable[str] = (MODEL, GOLDEN, MANIFEST), title: str = "An artefact") -> None:
-    """Raise a FileExistsError where a folder holds anything but a card and these files."""
+def refuse_foreign(
+    folder: Path,
+    files: Iterable[str] = (MODEL, GOLDEN, MANIFEST),
+    title: str = "An artefact",
+    format_name: str = FORMAT,
+) -> None:
+    """Raise a FileExistsError where a folder holds anything but a card of this format and these files.
+
+    The current folder is refused too: replaced, it would be gone for who stands in it.
+    """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise FileExistsError(f"{folder} is a file or a link. {title} is a folder: choose another name.")
+    if folder.exists() and Path.cwd().is_relative_to(folder.resolve()):
+        raise FileExistsError(f"{folder} is or holds the current folder. {title} is a folder in it: give it a name.")
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if names and (CARD not in names or names - {CARD, *files}):
         other = sorted(names - {CARD, *files} or names)[0]
         raise FileExistsError(f"{folder} is not empty and holds {other!r}: choose another name.")
+    if names:
+        try:
+            open_card(folder, format_name, title, "tlkeras")
+        except ArtifactError as error:
+            raise FileExistsError(f"{error} Choose another name than {folder}, or delete it.") from error
 
 
 def sha256(path: Path) -> str:

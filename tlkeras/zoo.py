@@ -21,7 +21,7 @@ from tlkeras.card import GOLDEN, refuse_foreign, write_card
 from tlkeras.catalogue import CATALOGUE
 from tlkeras.fractals import make_fractals
 from tlkeras.freezing import transfer_of
-from tlkeras.modelcard import DTYPES, FILES, NUM_GOLDEN, README, WEIGHTS, golden_features, make_model_card
+from tlkeras.modelcard import DTYPES, FILES, FORMAT, NUM_GOLDEN, README, WEIGHTS, golden_features, make_model_card
 
 
 def save_backbone(
@@ -55,11 +55,11 @@ def save_backbone(
 
     Raises:
         ValueError: If the net is not of the catalogue, or `about`, `examples` or `dtype` is not as said.
-        FileExistsError: If `folder` is anything but a saved backbone or empty.
+        FileExistsError: If `folder` is anything but a saved backbone or empty, or the current folder.
         ArtifactError: If what was saved does not load or answers differently; NaN weights, for one.
     """
-    folder = Path(folder)
-    refuse_foreign(folder, FILES, "A saved backbone")
+    folder = Path(folder).expanduser()
+    refuse_foreign(folder, FILES, "A saved backbone", FORMAT)
     backbone = source if isinstance(source, Backbone) else _backbone_of(source)
     if backbone.name not in CATALOGUE or backbone.stages != CATALOGUE[backbone.name].stages:
         raise ValueError(
@@ -129,8 +129,12 @@ def _golden_pictures(examples: np.ndarray | None, shape: tuple[int, ...]) -> np.
     pictures = np.asarray(examples)
     if pictures.shape != (NUM_GOLDEN, *shape):
         raise ValueError(f"examples must be {NUM_GOLDEN} pictures {shape}, got an array of shape {pictures.shape}.")
-    if not (np.isfinite(pictures).all() and pictures.min() >= 0 and pictures.max() <= 255):
-        raise ValueError(f"Pixels must lie in [0, 255], got {pictures.min():g} to {pictures.max():g}.")
+    raw = pictures.dtype.kind in "iu" or pictures.max() > 1.5  # whole numbers may be dark, fractions were divided
+    if not (np.isfinite(pictures).all() and pictures.min() >= 0 and pictures.max() <= 255 and raw):
+        raise ValueError(
+            f"Pixels must be raw, in [0, 255], got {pictures.min():g} to {pictures.max():g}: the net does the "
+            "preprocessing itself."
+        )
     return np.rint(pictures).astype(np.uint8)
 
 
