@@ -59,17 +59,17 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(fractals, tmp_path)
         backbone = small()
         settings = Pretraining(**SHORT, folder=folder)
         if stop_after:
-            import tlkeras.pretraining as room
+            from tlkeras.checks import RunFolder
 
-            save = room._Watch._save
+            save = RunFolder.save
 
-            def save_and_die(self, step):
-                save(self, step)
-                if step == stop_after:
+            def save_and_die(self, model, rows):
+                save(self, model, rows)
+                if rows[-1]["step"] == stop_after:
                     raise KeyboardInterrupt
 
             with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(room._Watch, "_save", save_and_die)
+                patch.setattr(RunFolder, "save", save_and_die)
                 pretrain(backbone, fractals[0], tl.SimCLR(width=16), settings=settings)
             backbone = small(seed=1)  # another process begins with other weights
         return pretrain(backbone, fractals[0], tl.SimCLR(width=16), settings=settings)

@@ -23,9 +23,11 @@ class Pretext(ABC):
 
     Attributes:
         embeds: Whether the outputs are embeddings, which can collapse; `spread` then measures them.
+        only_later: Names of attributes that training does not read: a run goes on whatever they are.
     """
 
     embeds: ClassVar[bool] = False
+    only_later: ClassVar[tuple[str, ...]] = ()
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
         """Look at all pictures once; get a target for each, int32 (pictures,), zeros where pictures are their own."""

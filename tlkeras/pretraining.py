@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
-import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,16 +11,14 @@ import keras
 import numpy as np
 
 from tlkeras.backbones import Backbone
-from tlkeras.embeddings import effective_rank, spread
+from tlkeras.checks import Checks, RunFolder, run_identity
 from tlkeras.optimizers import warmup_cosine
 from tlkeras.pipelines import without_autotuning
 from tlkeras.pretexts import Pretext
-from tlkeras.probes import fit_probe
 from tlkeras.progress import EpochLines
 
 log = logging.getLogger("tlkeras")
 
-NUM_LOOKED_AT = 400  # pictures on which collapse is looked for
 COLLAPSED = 0.1  # spread below which features say the same of every picture
 
 
@@ -103,6 +97,9 @@ def pretrain(
     The loss of such a task says little of what the features are worth, so labelled pictures, `judge`, may be given:
     half of each class teaches a linear probe at every check, the other half judges it. They are not trained on.
 
+    A training that diverges stops with a warning and a row of NaN: its backbone is spoilt, and what `folder` holds is
+    the last check before.
+
     Args:
         backbone: From `load_backbone`, with random weights or any others; all of it is trained, in place.
         images: (pictures, height, width, 3) in [0, 255], of the backbone's size.
@@ -115,7 +112,7 @@ def pretrain(
 
     Raises:
         ValueError: If the pictures do not fit the backbone or are fewer than a batch, if part of the backbone is
-            frozen, or the folder holds another run.
+            frozen, or `folder` holds another run, is damaged or no folder.
 
     Example:
     >>> import tlkeras as tl
@@ -138,11 +135,15 @@ def pretrain(
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay, clipnorm=5.0)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     model.compile(optimizer, _BatchLoss(task.loss), jit_compile=False)
-    optimizer.build(model.trainable_variables)
-    watch = _Watch(backbone, model, task, settings, images, judge)
-    watch.load()
+    model.optimizer.build(model.trainable_variables)  # under float16 Keras has put one around ours that scales the loss
     every = settings.steps // settings.checks
-    done = len(watch.rows) - 1
+    checks, folder = Checks(backbone, model, task, every=every, images=images, judge=judge), None
+    if settings.folder is not None:
+        halves = judge and [array for half in judge for array in half]
+        arrays = {"pictures": [images], "targets": [targets], "judge": halves}
+        folder = RunFolder(settings.folder, run_identity(backbone, model, task, settings, arrays))
+    checks.start(folder)
+    done = len(checks.rows) - 1
     lines = EpochLines(type(task).__name__, settings.checks, settings.verbose)
     try:
         if done < settings.checks:
@@ -151,15 +152,15 @@ def pretrain(
                 steps_per_epoch=every,
                 initial_epoch=done,
                 epochs=settings.checks,
-                callbacks=[watch, lines],
+                callbacks=[checks, lines],
                 shuffle=False,  # the steps have an order
                 verbose=0,
             )
     finally:
         lines.close()
     named = dataclasses.replace(backbone, weights=f"pretrained by {type(task).__name__}")
-    pretrained = Pretrained(named, model, task, watch.rows)
-    if not np.isfinite(watch.rows[-1]["loss"]):
+    pretrained = Pretrained(named, model, task, checks.rows)
+    if checks.diverged:
         log.warning("the loss became infinite and training stopped. Is the learning rate too high?")
     elif pretrained.collapsed:
         log.warning("collapsed: what the network says is the same for all pictures. Do not use these weights.")
@@ -175,76 +176,6 @@ class _BatchLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         return self.function(y_true, y_pred)
-
-
-class _Watch(keras.callbacks.Callback):
-    """Looks at the features at each check and saves the run."""
-
-    def __init__(self, backbone, owner, task, settings, images, judge):
-        super().__init__()
-        self.owner, self.task, self.settings, self.judge = owner, task, settings, judge
-        pooled = keras.layers.GlobalAveragePooling2D()(backbone.model.output)
-        self.features = keras.Model(backbone.model.inputs[0], pooled)
-        self.images = images[np.linspace(0, len(images) - 1, min(len(images), NUM_LOOKED_AT)).astype(int)]
-        self.rows: list[dict] = []
-        known = {"task": type(task).__name__, "net": backbone.name, "shape": list(backbone.model.input_shape[1:])}
-        known |= {key: value for key, value in vars(task).items() if isinstance(value, int | float)}
-        ours = dataclasses.asdict(settings)
-        self.identity = known | {key: ours[key] for key in ours if key not in ("folder", "verbose")}
-        self.folder = None if settings.folder is None else Path(settings.folder)
-        if self.folder is not None:
-            self.identity["pictures"] = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
-
-    def load(self) -> None:
-        """Take up a run where it was left, or look at the features before the first step."""
-        if self.folder is None or not (self.folder / "run.json").exists():
-            self.rows.append(self._look({"step": 0, "loss": float("nan")}))
-            return
-        try:
-            run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{self.folder / 'run.json'} is damaged ({error}): delete it to start anew.") from error
-        unlike = [key for key, value in self.identity.items() if run["identity"].get(key) != value]
-        if unlike:
-            was, now = run["identity"].get(unlike[0]), self.identity[unlike[0]]
-            raise ValueError(f"{self.folder} holds a run with {unlike[0]} = {was!r}, now it is {now!r}: take another.")
-        self.rows = run["rows"]
-        self.owner.load_weights(self.folder / f"{run['rows'][-1]['step']}.weights.h5")
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._started = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        seconds = time.perf_counter() - self._started
-        every = self.settings.steps // self.settings.checks
-        row = self._look({"step": (epoch + 1) * every, "loss": float(logs["loss"])})
-        self.rows.append({**row, "seconds": seconds})
-        logs |= {key: row[key] for key in ("spread", "accuracy") if key in row}  # for the line that is printed
-        self.model.stop_training = not np.isfinite(row["loss"])
-        if self.folder is not None:
-            self._save(row["step"])
-
-    def _look(self, row: dict) -> dict:
-        features = self.features.predict(self.images, verbose=0)
-        row |= {"spread": spread(features), "rank": effective_rank(features)}
-        if self.task.embeds:
-            row["embedding_spread"] = self.task.spread(self.owner.predict(self.images, verbose=0))
-        if self.judge is not None:
-            (known, labels), (unknown, truth) = self.judge
-            probe = fit_probe(self.features.predict(known, verbose=0), labels)
-            row["accuracy"] = float(np.mean(probe.predict(self.features.predict(unknown, verbose=0)) == truth))
-        return row
-
-    def _save(self, step: int) -> None:
-        """Write weights under a new name, then the record that names them: a kill in between loses one check."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.owner.save_weights(self.folder / f"{step}.weights.h5")
-        partial = self.folder / "run.json.partial"
-        partial.write_text(json.dumps({"identity": self.identity, "rows": self.rows}), encoding="utf-8")
-        os.replace(partial, self.folder / "run.json")
-        for old in self.folder.glob("*.weights.h5"):
-            if old.name != f"{step}.weights.h5":
-                old.unlink()
 
 
 def _checked(backbone: Backbone, images: np.ndarray, settings: Pretraining) -> np.ndarray:

@@ -6,7 +6,7 @@ Images are (batch, height, width, 3) in [0, 255].
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -66,6 +66,7 @@ class Colorization(Pretext):
     grid: int = 10
     rebalance: float = 0.5
     temperature: float = 0.38
+    only_later: ClassVar[tuple[str, ...]] = ("temperature",)
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
         """Count the colours."""
