@@ -123,11 +123,39 @@ def test_division_is_by_halves_of_each_class_and_shares_nothing():
         (np.zeros((40, 24, 24, 3)), "takes pictures"),
         (np.random.default_rng(0).random((40, 32, 32, 3)), "must be raw"),
         (np.full((8, 32, 32, 3), 99), "less than a batch"),
+        (np.zeros((0, 32, 32, 3)), "takes pictures"),
+        (np.full((40, 32, 32, 3), "99"), "must be numbers"),
     ],
 )
 def test_pictures_that_cannot_be_right_are_refused(images, message):
     with pytest.raises(ValueError, match=message):
         pretrain(small(), images, tl.Rotation(), settings=Pretraining(**SHORT))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.full((16, 24, 24, 3), 99), np.arange(16) % 2, "judge: the backbone takes pictures"),
+        (np.full((16, 32, 32, 3), 0.5), np.arange(16) % 2, "judge: pictures must be raw"),
+        (np.full((0, 32, 32, 3), 99), np.arange(0), "judge: the backbone takes pictures"),
+        (np.full((16, 32, 32, 3), 99), np.arange(16)[:, None] % 2, r"int64 labels \(16, 1\)"),
+        (np.full((16, 32, 32, 3), 99), np.full(16, "ant"), "<U3 labels"),
+        (np.full((16, 32, 32, 3), 99), np.zeros(16), "float64 labels"),
+        (np.full((16, 32, 32, 3), 99), np.arange(16) % 2 - 1, "whole number from 0"),
+        (np.full((16, 32, 32, 3), 99), np.arange(15) % 2, "for 16 pictures"),
+        (np.full((16, 32, 32, 3), 99), np.zeros(16, int), "two classes or more"),
+        (np.full((16, 32, 32, 3), 99), np.arange(16) % 5, "smallest with 3"),
+    ],
+)
+def test_a_judge_that_cannot_be_right_is_refused(fractals, images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        pretrain(small(), fractals[0], tl.Rotation(), judge=(images, labels), settings=Pretraining(**SHORT))
+
+
+def test_a_backbone_for_grey_pictures_is_refused_with_the_way_on(fractals):
+    backbone = tl.load_backbone(weights=None, alpha=0.35, image_size=32, channels=1)
+    with pytest.raises(ValueError, match="load it with channels=3"):
+        pretrain(backbone, fractals[0][..., :1], tl.Rotation(), settings=Pretraining(**SHORT))
 
 
 def test_a_frozen_backbone_is_refused(fractals):
@@ -142,3 +170,18 @@ def test_a_frozen_backbone_is_refused(fractals):
 def test_settings_outside_their_range_are_refused(wrong):
     with pytest.raises(ValueError):
         Pretraining(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(steps=1e1), dict(seed="0"), dict(checks=None), dict(learning_rate="2e-3"), dict(weight_decay=float("nan"))],
+)
+def test_what_is_no_number_is_refused_by_its_name(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        Pretraining(**wrong)
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    settings = Pretraining(steps=np.int64(4), checks=np.int32(2), learning_rate=np.float32(0.5), seed=np.uint8(3))
+    assert settings == Pretraining(steps=4, checks=2, learning_rate=0.5, seed=3)
+    assert json.dumps([settings.steps, settings.checks, settings.learning_rate, settings.seed]) == "[4, 2, 0.5, 3]"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+import numbers
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from tlkeras.backbones import Backbone
+from tlkeras.backbones import Backbone, whole_number
 from tlkeras.checks import Checks, RunFolder, run_identity
 from tlkeras.optimizers import warmup_cosine
 from tlkeras.pipelines import without_autotuning
@@ -47,7 +49,14 @@ class Pretraining:
     verbose: int = 1
 
     def __post_init__(self):
-        """Refuse what cannot be run."""
+        """Refuse what cannot be run; numbers of NumPy become Python's, which JSON and TensorFlow take."""
+        for name in ("steps", "batch_size", "checks", "seed"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        for name in ("learning_rate", "weight_decay"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}.")
+            object.__setattr__(self, name, float(value))
         for name in ("steps", "checks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -101,18 +110,21 @@ def pretrain(
     the last check before.
 
     Args:
-        backbone: From `load_backbone`, with random weights or any others; all of it is trained, in place.
+        backbone: From `load_backbone`, with random weights or any others, for RGB pictures; all of it is trained, in
+            place.
         images: (pictures, height, width, 3) in [0, 255], of the backbone's size.
         task: From `pretexts`, such as `SimCLR()`.
-        judge: Labelled pictures of the same size and their labels, at least four of each class.
+        judge: Labelled pictures of the same size and their labels, whole numbers from 0: two classes or more, at least
+            four pictures of each.
         settings: Everything else.
 
     Returns:
         The backbone, the model, and how the features became what they are.
 
     Raises:
-        ValueError: If the pictures do not fit the backbone or are fewer than a batch, if part of the backbone is
-            frozen, or `folder` holds another run, is damaged or no folder.
+        ValueError: If the pictures or those of `judge` do not fit the backbone, are not raw or are fewer than a batch,
+            if part of the backbone is frozen or it takes grey pictures, or `folder` holds another run, is damaged or no
+            folder.
 
     Example:
     >>> import tlkeras as tl
@@ -125,7 +137,9 @@ def pretrain(
     """
     settings = settings or Pretraining()
     images = _checked(backbone, images, settings)
-    judge = judge and split_in_half(*judge, settings.seed)
+    if judge is not None:
+        pictures, labels = judge
+        judge = split_in_half(_fitting(backbone, pictures, "judge"), labels, settings.seed)
     targets = task.prepare(images)
     model = task.build(backbone)
     for layer in backbone.model.layers:
@@ -179,12 +193,12 @@ class _BatchLoss(keras.losses.Loss):
 
 
 def _checked(backbone: Backbone, images: np.ndarray, settings: Pretraining) -> np.ndarray:
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1:] != backbone.model.input_shape[1:]:
-        wanted = backbone.model.input_shape[1:]
-        raise ValueError(f"The backbone takes pictures (pictures, {', '.join(map(str, wanted))}), got {images.shape}.")
-    if images.min() < 0 or not 1.5 < images.max() <= 255:
-        raise ValueError(f"Pictures must be raw, in [0, 255]; these lie in [{images.min():.3g}, {images.max():.3g}].")
+    if backbone.model.input_shape[-1] != 3:
+        raise ValueError(
+            "Pretraining takes a backbone for RGB pictures: load it with channels=3 and pass grey pictures as "
+            "np.repeat(images, 3, axis=-1). Once it is saved, load_backbone(..., channels=1) takes grey ones."
+        )
+    images = _fitting(backbone, images, "images")
     if len(images) < settings.batch_size:
         raise ValueError(f"{len(images)} pictures are less than a batch of {settings.batch_size}.")
     if frozen := [layer.name for layer in backbone.model.layers if not layer.trainable]:
@@ -194,13 +208,36 @@ def _checked(backbone: Backbone, images: np.ndarray, settings: Pretraining) -> n
     return images
 
 
+def _fitting(backbone: Backbone, images: np.ndarray, name: str) -> np.ndarray:
+    """Refuse pictures of another shape than the backbone's, or that are not raw."""
+    images, wanted = np.asarray(images), backbone.model.input_shape[1:]
+    if images.ndim != 4 or images.shape[1:] != wanted or not len(images):
+        sides = ", ".join(map(str, wanted))
+        raise ValueError(f"{name}: the backbone takes pictures (pictures, {sides}), got {images.shape}.")
+    if images.dtype.kind not in "uif":
+        raise ValueError(f"{name}: pictures must be numbers in [0, 255], got {images.dtype}.")
+    if images.min() < 0 or not 1.5 < images.max() <= 255:
+        low, high = images.min(), images.max()
+        raise ValueError(f"{name}: pictures must be raw, in [0, 255]; these lie in [{low:.3g}, {high:.3g}].")
+    return images
+
+
 def split_in_half(images: np.ndarray, labels: np.ndarray, seed: int) -> tuple:
-    """Halve labelled pictures, class by class."""
+    """Halve labelled pictures, or their features, class by class."""
     from sklearn.model_selection import train_test_split
 
     images, labels = np.asarray(images), np.asarray(labels)
-    if len(images) != len(labels) or np.bincount(labels)[np.unique(labels)].min() < 4:
-        raise ValueError("judge is (images, labels) with at least four pictures of each class.")
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or not labels.size or labels.min() < 0:
+        raise ValueError(
+            f"judge is (images, labels) with one whole number from 0 a picture, got {labels.dtype} labels "
+            f"{labels.shape} for {len(images)} pictures."
+        )
+    classes, counts = np.unique(labels, return_counts=True)
+    if len(classes) < 2 or counts.min() < 4:
+        raise ValueError(
+            f"judge takes two classes or more, with at least four pictures of each; it has {len(classes)}, the "
+            f"smallest with {counts.min()}."
+        )
     learn, test = train_test_split(np.arange(len(labels)), test_size=0.5, stratify=labels, random_state=seed)
     return (images[learn], labels[learn]), (images[test], labels[test])
 
