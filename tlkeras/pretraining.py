@@ -88,7 +88,11 @@ class Pretrained:
 
     @property
     def collapsed(self) -> bool:
-        """Whether features or embeddings say the same of all pictures: their spread is below 0.1."""
+        """Whether features or embeddings say the same of all pictures: their spread is below 0.1.
+
+        After few steps a deep network with batch norm looks the same, whatever it has learnt: it is looked at as it
+        predicts, by averages of its maps, which lag behind weights that move fast. More steps tell.
+        """
         last = self.rows[-1]
         return min(last["spread"], last.get("embedding_spread", 1.0)) < COLLAPSED
 
@@ -104,10 +108,10 @@ def pretrain(
     """Train a backbone on pictures without labels, by a task that finds its answers in them.
 
     The loss of such a task says little of what the features are worth, so labelled pictures, `judge`, may be given:
-    half of each class teaches a linear probe at every check, the other half judges it. They are not trained on.
-
-    A training that diverges stops with a warning and a row of NaN: its backbone is spoilt, and what `folder` holds is
-    the last check before.
+    half of each class teaches a linear probe at every check, the other half judges it. They are not trained on. Checks
+    see the network as it predicts, so after the first steps of a deep one, whose batch-norm averages lag, spread and
+    accuracy say little. A training that diverges stops with a warning and a row of NaN: its backbone is spoilt, and
+    what `folder` holds is the last check before.
 
     Args:
         backbone: From `load_backbone`, with random weights or any others, for RGB pictures; all of it is trained, in
@@ -177,7 +181,10 @@ def pretrain(
     if checks.diverged:
         log.warning("the loss became infinite and training stopped. Is the learning rate too high?")
     elif pretrained.collapsed:
-        log.warning("collapsed: what the network says is the same for all pictures. Do not use these weights.")
+        log.warning(
+            "collapsed: what the network says is the same for all pictures. Do not use these weights. A deep network "
+            "with batch norm looks like this after few steps too, until its averages have caught up: train it longer."
+        )
     return pretrained
 
 
