@@ -145,7 +145,7 @@ def test_batches_that_cannot_be_gone_through_again_are_refused(tiny_backbone, da
     [
         (lambda x: x / 255, r"raw, in \[0, 255\]; these lie in \[0, 0\.\d+\]"),
         (lambda x: x / 127.5 - 1, r"leave out `preprocess_input`"),
-        (lambda x: x - 110, r"lies in \[-110, "),
+        (lambda x: x - 110, r"these lie in \[-110, "),
         (lambda x: x * 257, "any division by 255"),
         (lambda x: x * np.nan, "nan"),
         (lambda x: x[:, :16], r"takes pictures of shape \(None, 32, 32, 3\), got \(16, 16, 32, 3\)"),
