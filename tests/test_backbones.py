@@ -129,6 +129,7 @@ def test_two_nets_in_one_process_have_the_same_layer_names(name):
 def test_stages_do_not_depend_on_width_or_size(alpha):
     backbone = load_backbone(weights=None, image_size=64, alpha=alpha)
     assert backbone.alpha == alpha
+    assert load_backbone(weights=None, image_size=64, alpha=np.float32(alpha)).alpha == alpha
     assert all(not reaches_input_without(backbone.model, stage) for stage in backbone.stages)
     assert backbone.model.count_params() == CATALOGUE["MobileNetV2"].widths[alpha].num_weights
 

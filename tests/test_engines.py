@@ -1,3 +1,5 @@
+import logging
+
 import keras
 import numpy as np
 import pytest
@@ -35,6 +37,17 @@ def test_batches_of_any_size_come_back_in_order(engine, tiny_backbone):
     found = [outputs[0] for outputs in engine(tiny_backbone.model).run(iter(batches(images)))]
     assert [len(values) for values in found] == [7] * 7 + [1]
     np.testing.assert_allclose(np.concatenate(found), tiny_backbone.model.predict(images, verbose=0), atol=1e-4)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's warning")
+def test_many_networks_one_after_the_other_bring_no_warning(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("tensorflow"), "propagate", True)
+    images = np.zeros((2, 32, 32, 3), "float32")
+    for _ in range(7):
+        image = keras.Input((32, 32, 3))
+        runner = KerasEngine(keras.Model(image, keras.layers.Conv2D(2, 3)(image)))
+        assert next(runner.run([images]))[0].shape == (2, 30, 30, 2)
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("slices", [1, 2, 3, 7, 100])

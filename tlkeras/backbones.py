@@ -108,7 +108,7 @@ def load_backbone(
     image_size = None if image_size is None else whole_number("image_size", image_size)
     if alpha is not None and (not isinstance(alpha, numbers.Real) or not alpha > 0):
         raise ValueError(f"alpha is a width multiplier above 0, such as 0.35 or 1.0; received {alpha!r}.")
-    alpha = None if alpha is None else float(alpha)
+    alpha = None if alpha is None else round(float(alpha), 6)  # np.float32(0.35) is 0.35
     if str(name).startswith(HUB_PREFIX):
         return _load_preset(name, weights, image_size, alpha=alpha, channels=channels)
     folder = fetch_backbone(weights) if is_saved_backbone(weights) else None

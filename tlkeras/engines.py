@@ -43,8 +43,10 @@ class KerasEngine:
             return
         import tensorflow as tf
 
-        signature = [tf.TensorSpec(network.input_shape, tf.float32)]  # `predict` costs twice as much a batch
-        self._forward = tf.function(lambda images: network(images, training=False), signature)
+        # `predict` costs twice as much a batch; a `tf.function` that is not concrete warns from the fifth network on.
+        forward = tf.function(lambda images: network(images, training=False))
+        self._forward = forward.get_concrete_function(tf.TensorSpec(network.input_shape, tf.float32))
+        self._network = network  # a concrete function does not keep its variables alive
 
     def run(self, batches: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
         """Get the outputs for each batch of images (batch, height, width, channels), in order."""
