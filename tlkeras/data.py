@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +79,17 @@ class Data:
         self.counts = {split: _count(labels, self.class_names) for split, labels in self.labels.items()}
         self.class_weight = _balance(self.labels["train"], self.class_names)
 
-    @cached_property
+    @functools.cached_property
     def train(self) -> Any:
         """Training pictures: shuffled anew each epoch, and augmented if asked for."""
         return self._pipeline("train", shuffle=self.seed, augment=self.augment)
 
-    @cached_property
+    @functools.cached_property
     def validation(self) -> Any:
         """Validation pictures, in order."""
         return self.ordered("validation")
 
-    @cached_property
+    @functools.cached_property
     def test(self) -> Any:
         """Test pictures, in order, or None."""
         return self.ordered("test") if "test" in self.index else None
@@ -276,7 +276,13 @@ def _say(data: Data) -> None:
     if data.duplicates:
         logger.warning("%d sets of pictures look the same, such as %s", len(data.duplicates), data.duplicates[0])
     if data.class_weight:
-        logger.warning("classes are out of balance; class_weight for fit: %s", _weights(data))
+        _warn_once(f"classes are out of balance; class_weight for fit: {_weights(data)}")
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """A loop over seeds divides the same pictures; once is enough."""
+    logger.warning("%s", text)
 
 
 def _weights(data: Data) -> str:
