@@ -4,10 +4,12 @@ import pytest
 from conftest import make_tiny_backbone
 
 from tlkeras.audit import AuditReport, FreezeAudit, FreezeError
+from tlkeras.backbones import load_backbone
 from tlkeras.freezing import (
     freeze,
     freeze_batch_norm,
     set_trainable_layers,
+    settle_batch_norm,
     trainable_layers,
     unfreeze_top,
 )
@@ -31,7 +33,7 @@ def fit(model, colour_pictures):
     model.fit(images.astype("float32"), labels, batch_size=30, verbose=0)
 
 
-def weights(model, *endings):
+def weights_of(model, *endings):
     return {v.path: np.array(v) for v in model.weights if v.path.endswith(endings)}
 
 
@@ -48,9 +50,9 @@ def mixed_precision():
 
 def test_frozen_backbone_is_bit_equal_after_fit_and_the_head_is_not(model, colour_pictures):
     compile_model(model)
-    audit, before = FreezeAudit(model), weights(model, "")
+    audit, before = FreezeAudit(model), weights_of(model, "")
     fit(model, colour_pictures)
-    assert moved(before, weights(model, "")) == {"logits/kernel", "logits/bias"}
+    assert moved(before, weights_of(model, "")) == {"logits/kernel", "logits/bias"}
     report = audit.check()
     assert (report.planned, report.moved, report.frozen) == (2, 2, len(before) - 2)
     assert str(report) == (
@@ -62,9 +64,9 @@ def test_frozen_backbone_is_bit_equal_after_fit_and_the_head_is_not(model, colou
 def test_batch_norm_statistics_stay_put_while_every_kernel_around_them_moves(model, colour_pictures):
     unfreeze_top(model, 3)
     compile_model(model)
-    audit, before = FreezeAudit(model), weights(model, "")
+    audit, before = FreezeAudit(model), weights_of(model, "")
     fit(model, colour_pictures)
-    changed = moved(before, weights(model, ""))
+    changed = moved(before, weights_of(model, ""))
     assert {f"{name}/kernel" for name in LAYERS} <= changed
     assert not any(path.startswith("norm_") for path in changed)
     assert audit.check().statistics_moved == ()
@@ -83,9 +85,9 @@ def test_the_keras_guides_recipe_moves_the_statistics_and_the_audit_says_so(colo
 
     base.trainable = True  # "Unfreeze the base model. Note that it keeps running in inference mode."
     compile_model(model, 1e-5)
-    audit, before = FreezeAudit(model), weights(model, "moving_mean", "moving_variance")
+    audit, before = FreezeAudit(model), weights_of(model, "moving_mean", "moving_variance")
     fit(model, colour_pictures)
-    changed = moved(before, weights(model, "moving_mean", "moving_variance"))
+    changed = moved(before, weights_of(model, "moving_mean", "moving_variance"))
     assert len(before) == 6 and changed == set(before)
     with pytest.raises(FreezeError, match="6 frozen variables moved.*`training=False` does not prevent"):
         audit.check()
@@ -211,9 +213,9 @@ def test_a_heads_own_batch_norm_may_move_and_the_backbones_may_not(colour_pictur
     model = build_classifier(make_tiny_backbone(), 3, head=head)
     compile_model(model)
     audit = FreezeAudit(model)
-    before = weights(model, "moving_mean")
+    before = weights_of(model, "moving_mean")
     fit(model, colour_pictures)
-    assert moved(before, weights(model, "moving_mean")) == {"own/moving_mean"}
+    assert moved(before, weights_of(model, "moving_mean")) == {"own/moving_mean"}
     assert audit.check().frozen_moved == ()
 
 
@@ -240,3 +242,36 @@ def test_models_and_layers_from_elsewhere_are_refused(model):
         freeze(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
     with pytest.raises(ValueError, match="no layers named block_9"):
         set_trainable_layers(model, ("block_9", "conv_2"))
+
+
+def test_settled_statistics_are_those_of_the_pictures(colour_pictures):
+    images = colour_pictures[0]
+    network = make_tiny_backbone().model
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False  # frozen or not: settling is asked for by name
+    others, flags = weights_of(network, "kernel"), [layer.trainable for layer in network.layers]
+    settle_batch_norm(network, images)
+    first = next(layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization))
+    given = keras.Model(network.inputs[0], first.input).predict(images.astype("float32"), verbose=0)
+    np.testing.assert_allclose(np.array(first.moving_mean), given.mean(axis=(0, 1, 2)), atol=1e-4)
+    np.testing.assert_allclose(np.array(first.moving_variance), given.var(axis=(0, 1, 2)), rtol=1e-3, atol=1e-4)
+    assert not moved(others, weights_of(network, "kernel")) and first.momentum == 0.99
+    assert [layer.trainable for layer in network.layers] == flags
+
+
+def test_the_signal_of_random_weights_no_longer_fades_once_batch_norm_is_settled():
+    network = load_backbone(weights=None, alpha=0.35, image_size=64).model
+    images = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3)).astype("uint8")
+    faded = network.predict(images.astype("float32"), verbose=0).std()
+    settle_batch_norm(network, images)
+    assert faded < 1e-6 and network.predict(images.astype("float32"), verbose=0).std() > 0.1
+
+
+def test_settling_refuses_a_net_without_batch_norm_and_pictures_that_are_not_raw():
+    image = keras.Input((8, 8, 3))
+    plain = keras.Model(image, keras.layers.Conv2D(2, 3)(image))
+    with pytest.raises(ValueError, match="has no batch norm"):
+        settle_batch_norm(plain, np.zeros((2, 8, 8, 3)))
+    with pytest.raises(ValueError, match=r"in \[0, 255\]"):
+        settle_batch_norm(make_tiny_backbone().model, np.random.default_rng(0).random((2, 32, 32, 3)))

@@ -36,7 +36,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "export": ["export_artifact"],
         "features": ["Features", "compute_features", "extract_features"],
         "fractals": ["make_digits", "make_fractals", "make_scenes"],
-        "freezing": ["freeze", "freeze_batch_norm", "unfreeze_stages", "unfreeze_top"],
+        "freezing": ["freeze", "freeze_batch_norm", "settle_batch_norm", "unfreeze_stages", "unfreeze_top"],
         "handmade": ["colour_histogram", "hog_features"],
         "heads": ["build_classifier", "build_head"],
         "history": ["History"],

@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from numbers import Integral
 
 import keras
+import numpy as np
 
 from tlkeras.heads import Transfer
+from tlkeras.pipelines import check_pictures
 
 
 def freeze(model: keras.Model) -> None:
@@ -105,6 +107,35 @@ def freeze_batch_norm(model: keras.Model) -> int:
     kept = [name for name in names if not is_batch_norm(model.get_layer(name))]
     set_trainable_layers(model, kept)
     return len(names) - len(kept)
+
+
+def settle_batch_norm(network: keras.Model, images: np.ndarray) -> None:
+    """Give every batch-norm layer the statistics of these pictures, as if it had seen nothing else.
+
+    Use it on random weights that shall stay as they are: untrained statistics are those of no picture, so that in
+    inference mode the signal fades from layer to layer, in MobileNetV2 to a millionth, and what is compared is scale,
+    not features. Also where statistics lag behind weights, as after a short training at Keras's momentum of 0.999.
+
+    Args:
+        network: Such as `backbone.model`. Its other weights and its flags stay; compile again before training it.
+        images: (pictures, height, width, channels) in [0, 255]. They go through in one batch, in training mode: some
+            hundreds are enough.
+
+    Raises:
+        ValueError: If the network has no batch norm, or the pictures are not its.
+    """
+    layers = [layer for layer in network.layers if is_batch_norm(layer)]
+    if not layers:
+        raise ValueError(f"{network.name} has no batch norm: there is nothing to settle.")
+    check_pictures((images, None), network.input_shape)
+    before = [(layer.momentum, layer.trainable) for layer in layers]
+    try:
+        for layer in layers:
+            layer.momentum, layer.trainable = 0.0, True  # a frozen layer would keep its statistics
+        network(np.asarray(images, "float32"), training=True)
+    finally:
+        for layer, (momentum, trainable) in zip(layers, before, strict=True):
+            layer.momentum, layer.trainable = momentum, trainable
 
 
 def set_trainable_layers(model: keras.Model, names: Iterable[str]) -> None:
