@@ -190,14 +190,41 @@ def test_a_killed_fit_goes_on_with_the_same_command_and_leaves_no_half_run(photo
     assert (out / "metrics.json").exists() and not state.parent.parent.exists()
 
 
-def test_ctrl_c_says_that_the_same_command_goes_on(run_here, monkeypatch):
-    def stop():
+@pytest.mark.parametrize(("command", "said"), [("fit", "same command goes on"), ("probe", "stopped\n")])
+def test_ctrl_c_says_that_the_same_command_goes_on(command, said, run_here, monkeypatch):
+    def stop(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tlkeras.cli.app", stop)
-    stopped = run_here("fit", "photos", "--out", "run")
-    assert stopped.returncode == 130 and "same command goes on" in stopped.stderr
-    assert run_here("probe", "photos").stderr == "stopped\n"
+    monkeypatch.setattr(f"tlkeras.runs.{command}_folder", stop)
+    stopped = run_here(command, "photos", *(("--out", "run") if command == "fit" else ()))
+    assert stopped.returncode == 130 and said in stopped.stderr
+
+
+def test_a_wrong_path_leaves_nothing_that_the_right_one_trips_over(tmp_path):
+    from tlkeras.runs import _resume_or_start
+
+    _resume_or_start(tmp_path / "run", {"folder": "fotos"})
+    assert "photos" in (_resume_or_start(tmp_path / "run", {"folder": "photos"}) / "arguments.json").read_text()
+    (tmp_path / "run.partial" / "data.sha256").write_text("begun")
+    with pytest.raises(ValueError, match="unfinished run with another folder"):
+        _resume_or_start(tmp_path / "run", {"folder": "others"})
+
+
+def test_a_damaged_store_can_be_cleared(tmp_path, run_here):
+    from tlkeras.store import FeatureStore
+
+    store = FeatureStore(tmp_path)
+    store.write("net", "title", {bytes([k]): np.zeros(2000) for k in range(50)})
+    whole = store.path.read_bytes()
+    store.path.write_bytes(whole[:4096] + b"garbage!" * ((len(whole) - 4096) // 8))
+    assert run_here("cache", "--clear", TLKERAS_CACHE=str(tmp_path)).returncode == 0
+    assert FeatureStore(tmp_path).entries() == []
+
+
+def test_predictions_of_a_regression_are_printed(run_here, monkeypatch):
+    monkeypatch.setattr("tlkeras.runs.predict_files", lambda *_: ([{"path": "a.png", "values": {"age": 41.25}}], []))
+    shown = run_here("predict", "run", "a.png")
+    assert shown.returncode == 0 and "age" in shown.stdout and "41.25" in shown.stdout
 
 
 def test_probe_names_the_stages_with_intervals_and_stores_what_it_computed(photos, tmp_path, run_here):

@@ -65,6 +65,14 @@ def test_fewer_groups_than_folds_are_cut_by_group(num_groups):
     assert "3 resamples" in probe(features, groups=groups, num_resamples=3).method
 
 
+def test_groups_of_unequal_size_are_dealt_anew_in_each_resample():
+    sizes = np.arange(20, 0, -1)
+    groups, labels = np.repeat(np.arange(20), sizes), np.repeat(np.arange(20) % 2, sizes)
+    tests = [frozenset(groups[test]) for _, test in cut(labels, groups, 30, seed=0)]
+    assert len(set(tests)) > 25
+    assert all(3 <= sum(group in test for test in tests) <= 14 for group in range(20))  # 7.5 are expected
+
+
 def test_many_classes_of_three_pictures_are_each_on_both_sides():
     labels = np.arange(30) % 10
     for groups in (None, np.arange(30), np.arange(30) // 10):

@@ -275,3 +275,14 @@ def test_settling_refuses_a_net_without_batch_norm_and_pictures_that_are_not_raw
         settle_batch_norm(plain, np.zeros((2, 8, 8, 3)))
     with pytest.raises(ValueError, match=r"in \[0, 255\]"):
         settle_batch_norm(make_tiny_backbone().model, np.random.default_rng(0).random((2, 32, 32, 3)))
+
+
+def test_settling_drops_nothing_and_puts_the_rates_back():
+    network = load_backbone("EfficientNetB0", weights=None, image_size=32).model
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype("uint8")
+    rates = [layer.rate for layer in network.layers if isinstance(layer, keras.layers.Dropout)]
+    settle_batch_norm(network, images)
+    first = weights_of(network, "moving_variance")
+    settle_batch_norm(network, images)
+    assert not moved(first, weights_of(network, "moving_variance"))
+    assert rates == [layer.rate for layer in network.layers if isinstance(layer, keras.layers.Dropout)] and max(rates)

@@ -92,3 +92,18 @@ def test_a_rare_class_is_learnt_by_the_default_recipe():
     backbone = load_backbone(weights="embedded", image_size=32)
     result = transfer(data, backbone, strategy="head", augment=None, settings=QUIET)
     assert evaluate(predict(result.model, data)).balanced_accuracy.value > 0.7
+
+
+def test_the_same_seed_gives_the_same_head_whatever_ran_on_these_data_before(data):
+    data, heads, backbone = data.augmented("light"), [], make_tiny_backbone()
+    for _ in range(2):
+        model = transfer(data, backbone, strategy="head", seed=0, settings=QUIET).model
+        heads.append(model.layers[-1].get_weights()[0])
+    np.testing.assert_array_equal(*heads)
+
+
+def test_labels_that_are_no_classes_are_refused_with_the_way_that_takes_them(colour_pictures):
+    images, _ = colour_pictures
+    ages = load_arrays(images, np.linspace(0, 1, len(images)), split=Split(near_duplicates=False))
+    with pytest.raises(ValueError, match=r"build_classifier\(..., task=...\) and train_head"):
+        transfer(ages, make_tiny_backbone())

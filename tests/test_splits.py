@@ -195,3 +195,8 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path):
         read_manifest(tmp_path / "c.csv")
     (tmp_path / "d.csv").write_text("path,class,split,sha256\nx,y,train,0\n", encoding="utf-8-sig")
     assert read_manifest(tmp_path / "d.csv").rows == (("x", "y", "train", "0"),)
+
+
+def test_a_broken_expression_for_groups_is_refused():
+    with pytest.raises(ValueError, match="no regular expression"):
+        group_keys(["a1"], "(person")

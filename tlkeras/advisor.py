@@ -102,7 +102,7 @@ def advise(data: Data, backbone: str | Backbone = "MobileNetV2", *, budget: floa
     """
     if budget <= 0:
         raise ValueError(f"budget is a number of seconds above 0, got {budget}.")
-    _check_classes(data)
+    check_classes(data)
     counts = np.bincount(data.labels["train"], minlength=data.num_classes)
     if counts.min() < 4:
         name = data.class_names[int(counts.argmin())]
@@ -166,7 +166,7 @@ def rank_backbones(data: Data, names: Sequence[str], *, weights: str = "auto") -
     """
     if len(set(names)) < 2:
         raise ValueError(f"A ranking needs two networks or more, got {list(names)}.")
-    _check_classes(data)
+    check_classes(data)
     rows = []
     for name in dict.fromkeys(names):
         started = time.perf_counter()
@@ -184,11 +184,12 @@ def rank_backbones(data: Data, names: Sequence[str], *, weights: str = "auto") -
     return sorted(rows, key=lambda row: -row["log_me"])
 
 
-def _check_classes(data: Data) -> None:
+def check_classes(data: Data) -> None:
+    """Refuse labels that are not one class a picture."""
     labels = data.labels["train"]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"Measuring takes one class a picture; these labels are {labels.dtype}, {labels.shape}. For values, or "
+            f"This takes one class a picture; these labels are {labels.dtype}, {labels.shape}. For values, or "
             "several labels a picture: build_classifier(..., task=...) and train_head."
         )
 

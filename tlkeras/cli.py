@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sqlite3
 import sys
 import warnings
 from pathlib import Path
@@ -29,7 +30,9 @@ def main() -> None:
     """Run the command line; exit status 0, 1 for the user's error in one line, 2 for usage, 130 for Ctrl-C."""
     try:
         app()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # typer's own for Ctrl-C in a command
+            raise
         goes_on = "; the same command goes on from the last finished epoch" if sys.argv[1:2] == ["fit"] else ""
         print(f"stopped{goes_on}", file=sys.stderr)
         sys.exit(130)
@@ -100,8 +103,12 @@ def predict(
         from rich.console import Console
         from rich.table import Table
 
-        table = Table("picture", "class", "probability", "next")
+        values = "values" in rows[0]  # a regression
+        table = Table("picture", *(rows[0]["values"] if values else ("class", "probability", "next")))
         for row in rows:
+            if values:
+                table.add_row(row["path"], *(f"{value:.4g}" for value in row["values"].values()))
+                continue
             ranked = sorted(row["probabilities"].items(), key=lambda item: -item[1])
             runner_up = f"{ranked[1][0]} {ranked[1][1]:.1%}" if len(ranked) > 1 else ""
             table.add_row(row["path"], ranked[0][0], f"{ranked[0][1]:.1%}", runner_up)
@@ -204,8 +211,11 @@ def cache(
         print("The cache is switched off by TLKERAS_CACHE=off.")
         return
     store = FeatureStore(folder)
-    for entry in store.entries():
-        print(f"{entry['pictures']:>9,} pictures  {entry['bytes'] / 1e6:9.1f} MB  {entry['title']}")
+    try:
+        for entry in store.entries():
+            print(f"{entry['pictures']:>9,} pictures  {entry['bytes'] / 1e6:9.1f} MB  {entry['title']}")
+    except sqlite3.DatabaseError as error:
+        print(f"{store.path} is damaged ({error})" + ("" if clear else ": --clear makes it anew"))
     engines = list_engines()
     print(f"{len(engines):>9,} engines   {sum(file.stat().st_size for file in engines) / 1e6:9.1f} MB")
     if clear:

@@ -140,13 +140,13 @@ def resampled_interval(values: np.ndarray, test_to_train: float, num_test: float
 
 
 def cut(labels: np.ndarray, groups: Sequence | None, num_resamples: int, seed: int):
-    """Get pairs of row numbers to learn from and to judge by: stratified, groups kept together where there are any.
+    """Get pairs of row numbers to learn from and to judge by: stratified, or groups kept together.
 
     Raises:
         ValueError: If there is not one group a picture or one group only, or a cut leaves fewer than 2 pictures of a
             class to learn from.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
+    from sklearn.model_selection import StratifiedShuffleSplit
 
     if groups is not None and len(groups) != len(labels):
         raise ValueError(f"groups needs one key a picture: expected {len(labels)}, got {len(groups)}.")
@@ -163,12 +163,24 @@ def cut(labels: np.ndarray, groups: Sequence | None, num_resamples: int, seed: i
             "of 2 groups or more."
         )
     else:
-        num_folds = min(round(1 / TEST_SHARE), num_groups, counts.min())
-        folds = (StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed + k) for k in range(num_resamples))
-        pairs = (next(fold.split(labels, labels, keys)) for fold in folds)
+        pairs = (_cut_groups(labels, classes, keys, seed + k) for k in range(num_resamples))
     for train, test in pairs:
         _check_counts(classes, np.sum(labels[train] == classes[:, None], axis=1))
         yield train, test
+
+
+def _cut_groups(labels: np.ndarray, classes: np.ndarray, keys: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A quarter of the groups at random, by the first of 50 tries that leaves all classes on both sides if one does.
+
+    Not StratifiedGroupKFold, which shuffles only groups of one size: with unequal ones each resample is the same.
+    """
+    from sklearn.model_selection import GroupShuffleSplit
+
+    def rank(pair: tuple[np.ndarray, np.ndarray]) -> tuple[int, int]:
+        left, judged = (np.sum(labels[rows] == classes[:, None], axis=1).min() for rows in pair)
+        return min(left, 2), min(judged, 1)
+
+    return max(GroupShuffleSplit(50, test_size=TEST_SHARE, random_state=seed).split(labels, groups=keys), key=rank)
 
 
 def _check_counts(classes: np.ndarray, counts: np.ndarray) -> None:

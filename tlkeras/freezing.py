@@ -129,13 +129,18 @@ def settle_batch_norm(network: keras.Model, images: np.ndarray) -> None:
         raise ValueError(f"{network.name} has no batch norm: there is nothing to settle.")
     check_pictures((images, None), network.input_shape)
     before = [(layer.momentum, layer.trainable) for layer in layers]
+    dropping = {layer: layer.rate for layer in network.layers if isinstance(layer, keras.layers.Dropout)}
     try:
         for layer in layers:
             layer.momentum, layer.trainable = 0.0, True  # a frozen layer would keep its statistics
+        for layer in dropping:
+            layer.rate = 0.0  # stochastic depth is dropout too: the statistics are those of the whole network
         network(np.asarray(images, "float32"), training=True)
     finally:
         for layer, (momentum, trainable) in zip(layers, before, strict=True):
             layer.momentum, layer.trainable = momentum, trainable
+        for layer, rate in dropping.items():
+            layer.rate = rate
 
 
 def set_trainable_layers(model: keras.Model, names: Iterable[str]) -> None:

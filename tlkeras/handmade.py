@@ -11,19 +11,22 @@ def hog_features(images: np.ndarray, *, cells: int = 8) -> np.ndarray:
     Nine directions in each of `cells` x `cells` squares of the picture, normalised over blocks of 2 x 2.
 
     Args:
-        images: (pictures, height, width, 3) in [0, 255]; height and width at least 4 pixels a cell.
+        images: (pictures, side, side, 3) in [0, 255], at least 4 pixels a cell; pixels that make no whole cell are left
+            out, at the right and at the bottom.
         cells: Squares along each side.
 
     Returns:
         float32 (pictures, (cells - 1)^2 * 36).
 
     Raises:
-        ValueError: If these are no pictures, or they are too small for so many cells.
+        ValueError: If these are no square pictures, or they are too small for so many cells.
     """
     from skimage.feature import hog
 
     images = _checked(images)
-    side = min(images.shape[1:3]) // cells
+    if images.shape[1] != images.shape[2]:
+        raise ValueError(f"It takes square pictures, got {images.shape[1:3]}: resize or crop them first.")
+    side = images.shape[1] // cells
     if side < 4:
         raise ValueError(f"{cells} cells need {4 * cells} pixels along each side, got pictures {images.shape[1:3]}.")
     size = side * cells

@@ -32,7 +32,7 @@ class History:
         shift, names = len(self.rows), {}
         for phase in other.kept:
             names[phase] = phase
-            while names[phase] in self.kept:
+            while names[phase] in {*self.kept, *(names[other] for other in names if other != phase)}:
                 names[phase] += " again"
         rows = [
             {**row, "phase": names.get(row["phase"], row["phase"]), "epoch": row["epoch"] + shift} for row in other.rows

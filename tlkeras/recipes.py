@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import keras
 
-from tlkeras.advisor import Advice, advise
+from tlkeras.advisor import Advice, advise, check_classes
 from tlkeras.backbones import Backbone, load_backbone
 from tlkeras.features import count_views
 from tlkeras.freezing import unfreeze_stages, unfreeze_top
@@ -75,10 +75,11 @@ def transfer(
         A `Result`.
 
     Raises:
-        ValueError: If the strategy is unknown.
+        ValueError: If the strategy is unknown, or the labels are not one class a picture.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {strategy!r}.")
+    check_classes(data)
     keras.utils.set_random_seed(seed)
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, weights="auto", image_size=data.image_size)
@@ -94,7 +95,7 @@ def transfer(
         history = probe_head(model, data, class_weight=settings.class_weight, seed=seed)
         if strategy == "probe":
             return Result(model, history, strategy, advice)
-    data = data if data.augment is not None else data.augmented(augment)
+    data = data.augmented(augment if data.augment is None else data.augment)  # a fresh order, whatever ran before
     views = settings.views if settings.views is not None else 1 if data.augment is None else 4
     folder = settings.run_folder and Path(settings.run_folder) / f"{strategy} {seed}"
     settings, train = dataclasses.replace(settings, views=views, run_folder=folder), data.train

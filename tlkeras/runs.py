@@ -186,7 +186,9 @@ def _resume_or_start(out: Path, arguments: dict) -> Path:
     noted = partial / "arguments.json"
     if noted.exists():
         before = json.loads(noted.read_text())
-        if before != arguments:
+        if before != arguments and not (partial / "data.sha256").exists():  # a wrong path: nothing was begun
+            noted.write_text(json.dumps(arguments, indent=2))
+        elif before != arguments:
             changed = ", ".join(key for key in arguments if before.get(key) != arguments[key])
             raise ValueError(
                 f"{partial} holds an unfinished run with another {changed}: delete it, or repeat its command to go on."

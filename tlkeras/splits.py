@@ -193,7 +193,10 @@ def group_keys(paths: Sequence[str], groups: Callable[[str], Any] | str | Sequen
     if groups is None:
         return None
     if isinstance(groups, str):
-        pattern = re.compile(groups)
+        try:
+            pattern = re.compile(groups)
+        except re.error as error:
+            raise ValueError(f"groups={groups!r} is no regular expression: {error}.") from error
         if not pattern.groups:
             raise ValueError(f"groups={groups!r} needs a group in parentheses around the key, as in '(person[0-9]+)'.")
         matches = [pattern.search(path) for path in paths]
