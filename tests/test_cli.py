@@ -190,24 +190,27 @@ def test_a_killed_fit_goes_on_with_the_same_command_and_leaves_no_half_run(photo
     assert (out / "metrics.json").exists() and not state.parent.parent.exists()
 
 
-@pytest.mark.parametrize(("command", "said"), [("fit", "same command goes on"), ("probe", "stopped\n")])
-def test_ctrl_c_says_that_the_same_command_goes_on(command, said, run_here, monkeypatch):
-    def stop(*arguments, **options):
+@pytest.mark.parametrize(
+    ("arguments", "goes_on"),
+    [
+        (("fit", "photos", "--out", "run"), "; the same command goes on from the last finished epoch"),
+        (("probe", "photos"), ""),
+    ],
+    ids=["fit", "probe"],
+)
+def test_ctrl_c_says_that_the_same_command_goes_on(arguments, goes_on, run_here, monkeypatch):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"tlkeras.runs.{command}_folder", stop)
-    stopped = run_here(command, "photos", *(("--out", "run") if command == "fit" else ()))
-    assert stopped.returncode == 130 and said in stopped.stderr
+    monkeypatch.setattr(f"tlkeras.runs.{arguments[0]}_folder", stop)
+    stopped = run_here(*arguments)
+    assert stopped.returncode == 130 and stopped.stderr == f"stopped{goes_on}\n"
 
 
-def test_a_wrong_path_leaves_nothing_that_the_right_one_trips_over(tmp_path):
-    from tlkeras.runs import _resume_or_start
-
-    _resume_or_start(tmp_path / "run", {"folder": "fotos"})
-    assert "photos" in (_resume_or_start(tmp_path / "run", {"folder": "photos"}) / "arguments.json").read_text()
-    (tmp_path / "run.partial" / "data.sha256").write_text("begun")
-    with pytest.raises(ValueError, match="unfinished run with another folder"):
-        _resume_or_start(tmp_path / "run", {"folder": "others"})
+def test_a_wrong_path_leaves_nothing_that_the_right_one_trips_over(tmp_path, run_here):
+    failed = run_here("fit", tmp_path / "fotos", "--out", tmp_path / "run")
+    assert failed.returncode == 1 and "fotos" in failed.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_store_can_be_cleared(tmp_path, run_here):

@@ -103,15 +103,16 @@ def predict(
         from rich.console import Console
         from rich.table import Table
 
-        values = "values" in rows[0]  # a regression
-        table = Table("picture", *(rows[0]["values"] if values else ("class", "probability", "next")))
+        regression = "values" in rows[0]
+        table = Table("picture", *(rows[0]["values"] if regression else ("class", "probability", "next")))
         for row in rows:
-            if values:
-                table.add_row(row["path"], *(f"{value:.4g}" for value in row["values"].values()))
-                continue
-            ranked = sorted(row["probabilities"].items(), key=lambda item: -item[1])
-            runner_up = f"{ranked[1][0]} {ranked[1][1]:.1%}" if len(ranked) > 1 else ""
-            table.add_row(row["path"], ranked[0][0], f"{ranked[0][1]:.1%}", runner_up)
+            if regression:
+                cells = [f"{value:.4g}" for value in row["values"].values()]
+            else:
+                ranked = sorted(row["probabilities"].items(), key=lambda item: -item[1])
+                runner_up = f"{ranked[1][0]} {ranked[1][1]:.1%}" if len(ranked) > 1 else ""
+                cells = [ranked[0][0], f"{ranked[0][1]:.1%}", runner_up]
+            table.add_row(row["path"], *cells)
         Console().print(table)
         if heat:
             print(f"{heat}: where the network looked, {len(rows)} pictures")

@@ -29,11 +29,13 @@ class History:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __add__(self, other: History) -> History:
-        shift, names = len(self.rows), {}
+        shift, names, taken = len(self.rows), {}, set(self.kept)
         for phase in other.kept:
-            names[phase] = phase
-            while names[phase] in {*self.kept, *(names[other] for other in names if other != phase)}:
-                names[phase] += " again"
+            name = phase
+            while name in taken:
+                name += " again"
+            names[phase] = name
+            taken.add(name)
         rows = [
             {**row, "phase": names.get(row["phase"], row["phase"]), "epoch": row["epoch"] + shift} for row in other.rows
         ]

@@ -42,9 +42,9 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     if out.exists() and not (overwrite and (out / "metrics.json").exists()):
         what = "is not a run" if not (out / "metrics.json").exists() else "is a finished run: --overwrite replaces it"
         raise ValueError(f"{out} exists and {what}. Choose another --out.")
-    partial = _resume_or_start(out, arguments)
+    partial = _unfinished(out, arguments)
     data, backbone = _load(arguments)
-    _same_data(partial, data)
+    _begin_or_resume(partial, arguments, data)
     loaded = time.perf_counter() - started
     settings = Settings(run_folder=partial / "checkpoints")
     result = transfer(
@@ -181,14 +181,13 @@ def _load(arguments: dict) -> tuple:
     return data, load_backbone(arguments["backbone"], weights=weights, **options)
 
 
-def _resume_or_start(out: Path, arguments: dict) -> Path:
+def _unfinished(out: Path, arguments: dict) -> Path:
+    """The folder of an unfinished run, there or not yet; refuses one that was begun with other arguments."""
     partial = out.with_name(out.name + ".partial")
     noted = partial / "arguments.json"
     if noted.exists():
         before = json.loads(noted.read_text())
-        if before != arguments and not (partial / "data.sha256").exists():  # a wrong path: nothing was begun
-            noted.write_text(json.dumps(arguments, indent=2))
-        elif before != arguments:
+        if before != arguments:
             changed = ", ".join(key for key in arguments if before.get(key) != arguments[key])
             raise ValueError(
                 f"{partial} holds an unfinished run with another {changed}: delete it, or repeat its command to go on."
@@ -197,18 +196,17 @@ def _resume_or_start(out: Path, arguments: dict) -> Path:
         raise ValueError(f"{partial} holds a finished run that was stopped at its last step: rename it to {out}.")
     elif partial.exists():
         raise ValueError(f"{partial} exists and is not an unfinished run. Choose another --out.")
-    else:
-        partial.mkdir(parents=True)
-        noted.write_text(json.dumps(arguments, indent=2))
     return partial
 
 
-def _same_data(partial: Path, data) -> None:
-    """Refuse to go on with an unfinished run whose pictures or split have changed: it would mix the two splits."""
+def _begin_or_resume(partial: Path, arguments: dict, data) -> None:
+    """Note what this run is, once its data could be read; refuse pictures or a split that changed since it began."""
     files = [(split, *pair) for split in data.index for pair in zip(data.paths[split], data.hashes[split], strict=True)]
     digest, noted = hashlib.sha256(repr(sorted(files)).encode()).hexdigest(), partial / "data.sha256"
     if noted.exists() and noted.read_text() != digest:
         raise ValueError(f"The pictures have changed since {partial} was begun: delete it to start anew.")
+    partial.mkdir(parents=True, exist_ok=True)
+    (partial / "arguments.json").write_text(json.dumps(arguments, indent=2))
     noted.write_text(digest)
 
 
