@@ -131,6 +131,26 @@ def test_fine_tuning_goes_on_with_its_rows_best_weights_steps_and_flags(tmp_path
     assert again.evaluate(PICTURES, verbose=0)[0] == pytest.approx(min(losses), rel=1e-5)
 
 
+def test_fine_tuning_that_goes_on_from_another_head_says_so(tmp_path, caplog):
+    first = make_unfrozen()
+    with pytest.raises(KeyboardInterrupt):
+        tune(first, tmp_path, Interrupted(3, first))
+    tune(first, tmp_path)  # the same model, as Ctrl-C left it
+    assert "another head" not in caplog.text
+
+    (tmp_path / "fine-tune.npz").unlink()
+    started = first.get_weights()
+    with pytest.raises(KeyboardInterrupt):
+        tune(first, tmp_path, Interrupted(3, first))
+    same = make_unfrozen()
+    same.set_weights(started)
+    with pytest.raises(KeyboardInterrupt):
+        tune(same, tmp_path, Interrupted(1, same))
+    assert "another head" not in caplog.text
+    tune(make_unfrozen(), tmp_path)
+    assert f"goes on from {tmp_path / 'fine-tune.npz'}, which began with another head" in caplog.text
+
+
 def test_a_head_is_saved_without_the_network_below_it_which_is_known_again(tmp_path):
     keras.utils.set_random_seed(0)
     model = build_classifier(make_tiny_backbone(), 3)

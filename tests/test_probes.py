@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
+from sklearn.utils.class_weight import compute_sample_weight
 from test_features import Pictures
 
 from tlkeras.features import compute_features
@@ -49,17 +50,30 @@ def scaled(features, like):
     return (features - like.mean(axis=0)) / np.where(scale > 0, scale, 1)
 
 
-def test_the_penalty_is_the_one_with_the_best_cross_validated_log_loss(digits):
+@pytest.mark.parametrize("weight", [None, {0: 1.0, 1: 30.0}])
+def test_the_penalty_is_the_one_with_the_best_cross_validated_log_loss(digits, weight):
     features, labels = digits
-    losses = np.zeros(len(PENALTIES))
+    if weight:  # one class is rare: what weighs in the fit weighs in the choice
+        labels = np.repeat([0, 1], [200, 20])
+        features = np.random.default_rng(0).normal(size=(220, 30)) + 0.5 * labels[:, None]
+    losses, plain_losses = np.zeros(len(PENALTIES)), np.zeros(len(PENALTIES))
     for learn, judge in StratifiedKFold(5, shuffle=True, random_state=0).split(features, labels):
         known, unknown = (scaled(features[rows], features[learn]) for rows in (learn, judge))
+        each = compute_sample_weight(weight, labels[judge])
         for place, c in enumerate(PENALTIES):
-            plain = LogisticRegression(C=c, max_iter=2000, tol=1e-6).fit(known, labels[learn])
-            losses[place] += log_loss(labels[judge], plain.predict_proba(unknown)) * len(judge)
-    assert fit_probe(features, labels).C == PENALTIES[int(np.argmin(losses))]
+            plain = LogisticRegression(C=c, max_iter=2000, tol=1e-6, class_weight=weight).fit(known, labels[learn])
+            found = plain.predict_proba(unknown)
+            losses[place] += log_loss(labels[judge], found, sample_weight=each) * each.sum()
+            plain_losses[place] += log_loss(labels[judge], found) * len(judge)
+    chosen = fit_probe(features, labels, class_weight=weight).C
+    assert chosen == PENALTIES[int(np.argmin(losses))]
+    if weight:
+        assert chosen != PENALTIES[int(np.argmin(plain_losses))]
+
+
+def test_where_there_is_nothing_to_learn_the_penalty_is_strong(digits):
     noise = np.random.default_rng(0).normal(size=(300, 40))
-    assert fit_probe(noise, labels).C <= 0.01  # nothing to learn: a strong penalty
+    assert fit_probe(noise, digits[1]).C <= 0.01
 
 
 @pytest.mark.parametrize("kind", ["softmax", "svm"])

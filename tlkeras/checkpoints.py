@@ -80,6 +80,15 @@ class Checkpoint(keras.callbacks.Callback):
         if self.path:
             self.save()
 
+    def starts_elsewhere(self) -> bool:
+        """Whether the stored phase began with other weights than the model has now, which going on will not use."""
+        known = [part for part in (self.first_weights, self.best_weights) if part]  # the best: after Ctrl-C
+        now = {k: np.array(variable) for k, variable in enumerate(self.owner.weights)}
+        return bool(known) and not any(
+            all(np.allclose(now[k], value, rtol=1e-2, atol=1e-2 * np.abs(value).max()) for k, value in part.items())
+            for part in known
+        )
+
     def keep_best(self, share: float = 1.0) -> None:
         """Put the best weights into the model, or those at this share of the way to them from the first ones."""
         best, first = self.best_weights or {}, self.first_weights

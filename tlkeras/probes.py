@@ -31,7 +31,8 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, kind: str = "softmax"
         features: (pictures, channels), one row a picture: two views of a picture on both sides of a fold would leak.
         labels: Integers, (pictures,), at least two of each class.
         kind: "softmax", "svm", "knn" or "centroid".
-        class_weight: Weight of each class, or None; of the linear ones only.
+        class_weight: Weight of each class, by label or "balanced", in the fit and in choosing its penalty; or None. Of
+            the linear ones only.
         seed: Of the folds.
 
     Returns:
@@ -87,13 +88,14 @@ def _fit_linear(kind: str, features: np.ndarray, labels: np.ndarray, folds, clas
     from sklearn.base import clone
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
+    from sklearn.utils.class_weight import compute_sample_weight
 
     if kind == "softmax":
         probe, penalties = LogisticRegression(max_iter=500), PENALTIES
     else:  # a hinge adds up over the pictures on the wrong side
         probe, penalties = LinearSVC(max_iter=5000, random_state=0), np.divide(PENALTIES, 100)
     probe.set_params(class_weight=class_weight)
-    totals = np.zeros(len(penalties))
+    totals, weights = np.zeros(len(penalties)), compute_sample_weight(class_weight, labels)
     for learn, judge in folds.split(features, labels):
         space = _RowSpace(features[learn])
         known, unknown = space.enter(features[learn]), space.enter(features[judge])
@@ -103,26 +105,26 @@ def _fit_linear(kind: str, features: np.ndarray, labels: np.ndarray, folds, clas
         for place, penalty in enumerate(penalties):
             fold.C = penalty
             fold.fit(known, labels[learn])
-            totals[place] += len(judge) * _score(fold, unknown, labels[judge])
+            totals[place] += weights[judge] @ _scores(fold, unknown, labels[judge])
     space = _RowSpace(features)
     probe.set_params(C=penalties[totals.argmax()]).fit(space.enter(features), labels)
     space.leave(probe)
     return probe
 
 
-def _score(probe, features: np.ndarray, labels: np.ndarray) -> float:
-    """The mean log-likelihood, or accuracy where there are no probabilities.
+def _scores(probe, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The log-likelihood of each picture's class, or whether it was hit where there are no probabilities.
 
     scikit-learn's scorers give the same, but for probabilities below 2e-16, after checks that take as long as a fit.
     """
     from scipy.special import log_softmax
 
     if not hasattr(probe, "predict_proba"):
-        return np.mean(probe.predict(features) == labels)
+        return probe.predict(features) == labels
     logits = features @ probe.coef_.T + probe.intercept_
     if logits.shape[1] == 1:  # two classes: scikit-learn keeps the difference of the two logits
         logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-    return np.mean(log_softmax(logits, axis=1)[np.arange(len(labels)), labels])
+    return log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
 
 
 def _scale_of(features: np.ndarray) -> np.ndarray:

@@ -233,7 +233,13 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
         raise ValueError("The backbone is frozen as a whole: call unfreeze_top(model, stages=1) before fine_tune.")
     if checkpoint.done:
         log.warning("%s: nothing is trained, for %s has this phase from before.", phase, checkpoint.path)
-    elif views := count_views(model, num_pictures, _default_views(model, phase, settings.views)):
+    elif phase.startswith("fine-tune") and checkpoint.starts_elsewhere():
+        log.warning(
+            "%s: goes on from %s, which began with another head than the model has now. To start from this one, "
+            "delete it or choose another run folder.", phase, checkpoint.path,
+        )  # fmt: skip
+    views = 0 if checkpoint.done else _default_views(model, phase, settings.views)
+    if views := count_views(model, num_pictures, views):
         with EpochLines.spinner("frozen layers, once over the pictures", settings.verbose):
             cut = cut_point(model)
             inputs = compute_features(model, train, views=views, layer=cut)
