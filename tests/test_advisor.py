@@ -1,12 +1,15 @@
+import json
+
 import numpy as np
 import pytest
 
-from tlkeras.advisor import advise, rank_backbones
+from tlkeras.advisor import Advice, advise, rank_backbones
 from tlkeras.backbones import load_backbone
 from tlkeras.depth import probe
 from tlkeras.fractals import make_fractals
 from tlkeras.loaders import load_arrays
 from tlkeras.recipes import transfer
+from tlkeras.runs import _strategy
 from tlkeras.splits import Split
 
 
@@ -51,6 +54,16 @@ def test_where_an_early_stage_is_surely_better_the_probe_sits_there(backbone):
 def test_the_advice_is_followed_and_kept(followed):
     assert followed.strategy == followed.advice.chosen.strategy == "probe"
     assert followed.history.kept == {"probe": 1}
+
+
+def test_advice_that_was_kept_is_followed_without_measuring_again(followed, backbone, tmp_path):
+    kept = Advice.from_dict(json.loads(json.dumps(followed.advice.to_dict())))
+    assert kept == followed.advice
+    again = transfer(fractals(16), backbone, strategy=kept)
+    assert again.advice is kept and again.strategy == "probe"
+
+    (tmp_path / "advice.json").write_text(json.dumps(kept.to_dict()))  # a run of `fit` that goes on
+    assert _strategy(tmp_path, {"strategy": "auto", "seed": 0}, fractals(16), backbone) == kept
 
 
 def test_a_small_budget_looks_at_fewer_pictures(backbone, monkeypatch):

@@ -70,6 +70,13 @@ class Advice:
         """Get a dictionary that JSON can hold."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, stored: dict) -> Advice:
+        """Get back what `to_dict` gave."""
+        options = tuple(Option(**option) for option in stored["options"])
+        reasons = tuple(map(tuple, stored["reasons"]))
+        return cls(**{**stored, "chosen": Option(**stored["chosen"]), "options": options, "reasons": reasons})
+
     def __str__(self) -> str:
         chosen = self.chosen
         where = f"on {chosen.stage}" if not chosen.stages else f"the last {chosen.stages} stages"

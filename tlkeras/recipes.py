@@ -36,7 +36,7 @@ class Result:
         model: The trained classifier.
         history: Both phases.
         strategy: Which one was used.
-        advice: What chose it, for "auto"; else None.
+        advice: What chose it, for "auto" and an `Advice`; else None.
     """
 
     model: keras.Model
@@ -49,7 +49,7 @@ def transfer(
     data: Data,
     backbone: str | Backbone = "MobileNetV2",
     *,
-    strategy: str = "fine-tune",
+    strategy: str | Advice = "fine-tune",
     stages: int | float | str | Sequence[str] = 2,
     augment: str | keras.Layer | None = "light",
     seed: int = 0,
@@ -63,7 +63,7 @@ def transfer(
         strategy: "probe" (features once, softmax regression: seconds), "head" (the head alone, on augmented views),
             "fine-tune" (the head, then the top of the backbone at a low learning rate, undone where it does not help),
             "probe+fine-tune" (the same from the probe's weights: LP-FT, Kumar et al. 2022,
-            https://arxiv.org/abs/2202.10054) or "auto" (what `advise` says).
+            https://arxiv.org/abs/2202.10054) or "auto" (what `advise` says); or an `Advice`, to follow it.
         stages: What fine-tuning unfreezes, as in `unfreeze_top`; or names of stages, as in `unfreeze_stages`.
         augment: What changes the training pictures where the data were not given a way, as in `load_folder`. "light"
             mirrors them: take None where a mirrored picture is of another class. A probe sees them as they are.
@@ -77,7 +77,8 @@ def transfer(
     Raises:
         ValueError: If the strategy is unknown, or the labels are not one class a picture.
     """
-    if strategy not in STRATEGIES:
+    advice = strategy if isinstance(strategy, Advice) else None
+    if advice is None and strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {strategy!r}.")
     check_classes(data)
     keras.utils.set_random_seed(seed)
@@ -86,7 +87,8 @@ def transfer(
     settings = settings or Settings()
     if settings.class_weight is None and data.class_weight:
         settings = dataclasses.replace(settings, class_weight=data.class_weight)
-    advice = advise(data, backbone, seed=seed) if strategy == "auto" else None
+    if strategy == "auto":
+        advice = advise(data, backbone, seed=seed)
     if advice:
         log.info("%s", advice)
         strategy, stages = advice.chosen.strategy, advice.chosen.stages

@@ -50,7 +50,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     result = transfer(
         data,
         backbone,
-        strategy=arguments["strategy"],
+        strategy=_strategy(partial, arguments, data, backbone),
         augment="light" if arguments["augment"] else None,
         seed=arguments["seed"],
         settings=settings,
@@ -90,8 +90,8 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     (partial / "metrics.json").write_text(json.dumps(metrics, indent=2))
     write_report(partial)
     shutil.rmtree(partial / "checkpoints", ignore_errors=True)
-    (partial / "data.sha256").unlink()
-    (partial / "arguments.json").unlink()
+    for note in ("data.sha256", "arguments.json", "advice.json"):
+        (partial / note).unlink(missing_ok=True)
     replace_folder(partial, out)
     return metrics
 
@@ -208,6 +208,20 @@ def _begin_or_resume(partial: Path, arguments: dict, data) -> None:
     partial.mkdir(parents=True, exist_ok=True)
     (partial / "arguments.json").write_text(json.dumps(arguments, indent=2))
     noted.write_text(digest)
+
+
+def _strategy(partial: Path, arguments: dict, data, backbone):
+    """The strategy asked for; for "auto" the advice, measured once, so that a run that goes on follows the same."""
+    from tlkeras.advisor import Advice, advise
+
+    if arguments["strategy"] != "auto":
+        return arguments["strategy"]
+    noted = partial / "advice.json"
+    if noted.exists():
+        return Advice.from_dict(json.loads(noted.read_text()))
+    advice = advise(data, backbone, seed=arguments["seed"])
+    noted.write_text(json.dumps(advice.to_dict(), indent=2))
+    return advice
 
 
 def run_demo(seed: int = 0, *, num_classes: int = 10, per_class: int = 20, epochs: int = 15) -> dict:
