@@ -195,8 +195,13 @@ def convert(network: keras.Model):
         raise RuntimeError(f"the {keras.backend.backend()} backend cannot be converted here")
     import tensorflow as tf
 
+    # The weights go in as tensors: for a variable OpenVINO searches all the others, at each node that reads one.
+    trained, other = (
+        [tf.convert_to_tensor(variable.value) for variable in variables]
+        for variables in (network.trainable_variables, network.non_trainable_variables)
+    )
     signature = [tf.TensorSpec(network.input_shape, tf.float32)]
-    function = tf.function(lambda images: network(images, training=False), signature)
+    function = tf.function(lambda images: network.stateless_call(trained, other, images, training=False)[0], signature)
     shape = [-1 if side is None else side for side in network.input_shape]
     with _mended_openvino(tf.__version__):
         graph = openvino.convert_model(function, input=shape)
