@@ -17,6 +17,7 @@ FOLDERS = {
     "autotuning": 0,
     "tracing": 0,
     "slices": 0,
+    "conversion": 0,
     "extraction": 1,
     "growth": 1,
     "guide": None,

@@ -1,4 +1,8 @@
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -37,6 +41,20 @@ def test_batches_of_any_size_come_back_in_order(engine, tiny_backbone):
     found = [outputs[0] for outputs in engine(tiny_backbone.model).run(iter(batches(images)))]
     assert [len(values) for values in found] == [7] * 7 + [1]
     np.testing.assert_allclose(np.concatenate(found), tiny_backbone.model.predict(images, verbose=0), atol=1e-4)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="OpenVINO converts TensorFlow's graphs")
+def test_openvino_reports_nothing_to_its_maker(tmp_path):
+    code = (
+        "from conftest import make_tiny_backbone; from tlkeras.engines import convert; "
+        "convert(make_tiny_backbone().model); import os, openvino_telemetry; "
+        "print(openvino_telemetry.Telemetry().consent, os.environ.get('CI'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, env=environment, capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    assert done.stdout.split() == ["False", "None"], done.stderr[-2000:]
+    assert not (tmp_path / "intel").exists()
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's warning")

@@ -18,7 +18,7 @@ import numpy as np
 
 from tlkeras.artifact import Artifact, replace_folder
 from tlkeras.card import GOLDEN, ArtifactError
-from tlkeras.engines import convert
+from tlkeras.engines import convert, import_openvino
 from tlkeras.predictions import answer_gaps
 
 
@@ -161,15 +161,11 @@ def _run_onnx(file: Path, pictures: np.ndarray) -> np.ndarray:
 
 
 def _write_openvino(model: keras.Model, file: Path) -> None:
-    import openvino
-
-    openvino.save_model(convert(model), str(file), compress_to_fp16=False)
+    import_openvino().save_model(convert(model), str(file), compress_to_fp16=False)
 
 
 def _run_openvino(file: Path, pictures: np.ndarray) -> np.ndarray:
-    import openvino
-
-    return openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pictures)[0]
+    return import_openvino().Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pictures)[0]
 
 
 def _write_saved_model(model: keras.Model, folder: Path) -> None:
