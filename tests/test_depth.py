@@ -28,7 +28,7 @@ def test_held_out_pictures_name_the_best_stage_and_how_sure_it_is(pictures):
     assert table.best == "clean"
     assert table.p_value < 0.05 and 0 < table.gain.low < table.gain.value
     assert table.gain.value == pytest.approx(table.intervals["clean"].value - table.intervals["noisy"].value)
-    assert "clean is ahead of the last stage by" in str(table)
+    assert f"clean is ahead of the last stage by {100 * table.gain.value:.1f} points (" in str(table)
 
 
 def test_resamples_come_to_the_same_finding(pictures):

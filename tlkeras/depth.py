@@ -50,12 +50,12 @@ class ProbeTable:
 
     def __str__(self) -> str:
         width = max(map(len, self.intervals))
-        rows = [f"{name:{width}}  {interval}" for name, interval in self.intervals.items()]
+        rows = [f"{name:{width}}  {interval.in_percent()}" for name, interval in self.intervals.items()]
         last = list(self.intervals)[-1]
         if self.best == last:
             verdict = f"the last stage, {last}, is the best"
         else:
-            verdict = f"{self.best} is ahead of the last stage by {self.gain}, p = {self.p_value:.2g}"
+            verdict = f"{self.best} is ahead of the last stage by {self.gain.in_points()}, p = {self.p_value:.2g}"
         return "\n".join([*rows, f"{verdict} ({self.method})"])
 
 

@@ -20,7 +20,7 @@ def examine() -> Iterator[tuple[str, str, str | None]]:
     yield "tlkeras", __version__, None
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", None
     yield "keras", f"{keras.__version__}, backend {keras.backend.backend()}", None
-    for package in ("tensorflow", "tensorflow-datasets", "scikit-learn", "pillow", "matplotlib"):
+    for package in ("tensorflow", "openvino", "tensorflow-datasets", "scikit-learn", "pillow", "matplotlib"):
         try:
             yield package, metadata.version(package), None
         except metadata.PackageNotFoundError:

@@ -28,6 +28,10 @@ class Interval:
         """Get a share as "80.0 % (49.0 to 94.3)"."""
         return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
 
+    def in_points(self) -> str:
+        """Get the difference of two shares as "3.2 points (-1.0 to 7.4)"."""
+        return f"{100 * self.value:.1f} points ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
 
 def wilson_interval(num_right: float, num_pictures: float) -> Interval:
     """Get the 95 % interval of a share (Wilson, 1927, https://doi.org/10.1080/01621459.1927.10502953).
