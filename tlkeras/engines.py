@@ -237,7 +237,7 @@ def import_openvino():
 def _without_telemetry() -> Iterator[None]:
     """Keep OpenVINO from reporting imports and conversions to its maker, under a name it leaves in the home folder.
 
-    It does unless somebody has forbidden it, and only in continuous integration it does not.
+    It does by default, and never in continuous integration: so that is what it is told while it asks.
     """
     before = os.environ.get("CI")
     os.environ["CI"] = "true"
