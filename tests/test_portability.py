@@ -27,15 +27,15 @@ def test_the_core_imports_nothing_of_tensorflow_at_its_top(name):
     assert roots <= {*sys.stdlib_module_names, "keras", "numpy", "tlkeras"}
 
 
-JAX_RUN = """
+BOTH_PHASES = """
 import json, sys
+from importlib.machinery import PathFinder
 
-class NoTensorFlow:  # where it is installed, Keras imports it whatever the backend
+class WithoutTensorFlow(PathFinder):  # where it is installed, Keras imports it whatever the backend
     def find_spec(name, path=None, target=None):
-        if name == "tensorflow":
-            raise ModuleNotFoundError("No module named 'tensorflow'")
+        return None if name == "tensorflow" else PathFinder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, NoTensorFlow)
+sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutTensorFlow
 import numpy as np
 from conftest import make_tiny_backbone
 from test_features import Pictures
@@ -59,19 +59,20 @@ print(json.dumps({
 """
 
 
-def on_jax(script, folder):
-    """What a script prints last, in JSON, on the JAX backend."""
-    if importlib.util.find_spec("jax") is None:
-        pytest.skip("needs the jax package, which is not among this project's requirements")
+def run_on(backend, script, folder):
+    """What a script prints last, in JSON, on another backend of Keras."""
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"needs the {backend} package, which is not among this project's requirements")
     paths = [str(Path(__file__).parent), str(Path(tlkeras.__file__).parents[1])]
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(paths)}
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=folder)
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def test_both_phases_run_on_jax_without_tensorflow(tmp_path):
-    result = on_jax(JAX_RUN, tmp_path)
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_both_phases_run_without_tensorflow(backend, tmp_path):
+    result = run_on(backend, BOTH_PHASES, tmp_path)
     assert result["accuracy"] > 0.8  # chance is 0.33
     assert result["heat"] == [4, 32, 32]
     assert result["audits"]["fine-tune"].startswith(
@@ -79,7 +80,7 @@ def test_both_phases_run_on_jax_without_tensorflow(tmp_path):
     )
 
 
-JAX_TASKS = """
+EVERY_TASK = """
 import json
 import keras
 import numpy as np
@@ -107,7 +108,8 @@ print(json.dumps({"losses": losses, "detector": [row["loss"] for row in history.
 """
 
 
-def test_every_pretext_and_a_detector_learn_on_jax(tmp_path):
-    result = on_jax(JAX_TASKS, tmp_path)
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_every_pretext_and_a_detector_learn(backend, tmp_path):
+    result = run_on(backend, EVERY_TASK, tmp_path)
     assert len(result["losses"]) == 7 and all(np.isfinite(loss) for loss in result["losses"].values())
     assert result["detector"][-1] < result["detector"][0] and result["found"] == 2

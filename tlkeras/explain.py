@@ -96,7 +96,7 @@ def grad_cam(
             wanted = keras.ops.convert_to_numpy(logits_of(maps)).argmax(axis=1)
         else:
             wanted = np.broadcast_to(classes, len(images))[rows]
-        weights = signs[wanted] - (0 if against is None else signs[against])
+        weights = keras.ops.convert_to_tensor(signs[wanted] - (0 if against is None else signs[against]))
         slopes = _gradient(lambda maps, weights=weights: keras.ops.sum(weights * logits_of(maps)), maps)
         speaks = keras.ops.mean(slopes, axis=(1, 2), keepdims=True) * maps
         speaks = keras.ops.relu(keras.ops.sum(keras.ops.cast(speaks, "float32"), axis=-1, keepdims=True))
