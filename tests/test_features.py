@@ -127,7 +127,7 @@ def make_bad_batches(kind, data):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("list", "a torch DataLoader of .images, labels. batches, got list. For arrays: load_arrays"),
+        ("list", "a torch DataLoader of .images, labels. batches, got list. For arrays: make_batches"),
         ("arrays", "got tuple"),
         ("generator", "got generator"),
         ("empty", "no batch"),

@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
 from conftest import make_tiny_backbone
 
+import tlkeras as tl
 from tlkeras.backbones import load_backbone
 from tlkeras.evaluation import evaluate
 from tlkeras.loaders import load_arrays
@@ -107,3 +110,42 @@ def test_labels_that_are_no_classes_are_refused_with_the_way_that_takes_them(col
     ages = load_arrays(images, np.linspace(0, 1, len(images)), split=Split(near_duplicates=False))
     with pytest.raises(ValueError, match=r"build_classifier\(..., task=...\) and train_head"):
         transfer(ages, make_tiny_backbone())
+
+
+MISTAKES = [
+    (lambda it: tl.predict(it.model, it.data.validation), "load_folder, load_arrays or load_tfds gave, as a whole"),
+    (lambda it: tl.open_test(it.model, it.data.test), "as a whole and not one of its splits; got NoneType"),
+    (lambda it: tl.transfer(it.data.train, it.backbone), "as a whole and not one of its splits"),
+    (lambda it: tl.advise(it.backbone, it.data), "as a whole and not one of its splits; got Backbone"),
+    (lambda it: tl.rank_backbones(it.data, "MobileNetV2"), "a list of two networks or more, got 'MobileNetV2'"),
+    (lambda it: tl.train_head(it.model, it.data), r"got Data. Give one of its splits: data.train\."),
+    (
+        lambda it: tl.train_head(it.model, it.images, it.labels),
+        r"got ndarray. For arrays: make_batches\(images, labels",
+    ),
+    (lambda it: tl.train_head(it.backbone, it.data.train), r"This Backbone was not made .* call build_classifier\("),
+    (lambda it: tl.train_head(it.model, it.data.train, settings={"patience": 3}), "settings are Settings"),
+    (lambda it: tl.extract_features(it.backbone, it.data), "Give one of its splits: data.train"),
+    (lambda it: tl.build_classifier(it.backbone, it.data), "such as data.num_classes, got Data"),
+    (lambda it: tl.probe(it.features.last), r"extract_features\(..., stages='all'\) gave.* got ndarray"),
+    (lambda it: tl.probe(it.features, it.labels), "of other pictures the same; got ndarray"),
+    (lambda it: tl.fit_probe(it.features, it.features.labels), "such as Features.last, got Features"),
+    (lambda it: tl.evaluate(it.model), r"what predict\(model, data\) gave, got Functional"),
+    (lambda it: tl.compare(tl.predict(it.model, it.data), it.labels), r"what predict\(model, data\) gave, got ndarray"),
+    (lambda it: tl.pretrain(it.backbone, it.images, tl.SimCLR), r"an object such as SimCLR\(\), got <class"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "said"), MISTAKES, ids=[said for _, said in MISTAKES])
+def test_the_wrong_kind_of_thing_is_refused_with_the_right_one(mistake, said, data, tiny_backbone, colour_pictures):
+    images, labels = colour_pictures
+    it = SimpleNamespace(
+        data=data,
+        images=images,
+        labels=labels,
+        backbone=tiny_backbone,
+        model=tl.build_classifier(tiny_backbone, 3),
+        features=tl.extract_features(tiny_backbone, data.ordered("train")),
+    )
+    with pytest.raises(ValueError, match=said):
+        mistake(it)

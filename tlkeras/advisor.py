@@ -20,6 +20,7 @@ from tlkeras.catalogue import CATALOGUE
 from tlkeras.depth import cut, probe
 from tlkeras.features import Features, extract_features
 from tlkeras.kerashub import HUB_PREFIX
+from tlkeras.pipelines import check_data
 from tlkeras.probes import fit_probe
 from tlkeras.scores import h_score, log_me
 
@@ -171,8 +172,8 @@ def rank_backbones(data: Data, names: Sequence[str], *, weights: str = "auto") -
     Raises:
         ValueError: If there are fewer than two different networks, or the labels are not one class a picture.
     """
-    if len(set(names)) < 2:
-        raise ValueError(f"A ranking needs two networks or more, got {list(names)}.")
+    if isinstance(names, str) or len(set(names)) < 2:
+        raise ValueError(f"A ranking needs a list of two networks or more, got {names!r}.")
     check_classes(data)
     rows = []
     for name in dict.fromkeys(names):
@@ -192,7 +193,8 @@ def rank_backbones(data: Data, names: Sequence[str], *, weights: str = "auto") -
 
 
 def check_classes(data: Data) -> None:
-    """Refuse labels that are not one class a picture."""
+    """Refuse what is no `Data` of a loader, and labels that are not one class a picture."""
+    check_data(data)
     labels = data.labels["train"]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(

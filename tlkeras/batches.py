@@ -26,9 +26,11 @@ def count_batches(batches: Iterable) -> int:
     elif hasattr(batches, "__len__") and not isinstance(batches, list | tuple | dict | np.ndarray):
         count = len(batches)
     else:
+        whole = hasattr(batches, "ordered")  # the `Data` of a loader
+        hint = "Give one of its splits: data.train." if whole else "For arrays: make_batches(images, labels)."
         raise ValueError(
             "Pictures come as a tf.data.Dataset, a keras.utils.PyDataset with a length or a torch DataLoader of "
-            f"(images, labels) batches, got {type(batches).__name__}. For arrays: load_arrays(images, labels).train."
+            f"(images, labels) batches, got {type(batches).__name__}. {hint}"
         )
     if count == 0:
         raise ValueError("The data set is empty: it has no batch. Has a filter or `take(0)` emptied it?")

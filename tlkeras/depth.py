@@ -88,9 +88,16 @@ def probe(
         A `ProbeTable`.
 
     Raises:
-        ValueError: If the held-out stages are others, there are fewer than 2 resamples, not one group a picture or one
-            group only, a cut would leave fewer than 2 pictures of a class to learn from, or as in `fit_probe`.
+        ValueError: If either is no `Features`, the held-out stages are others, there are fewer than 2 resamples, not
+            one group a picture or one group only, a cut would leave fewer than 2 pictures of a class to learn from, or
+            as in `fit_probe`.
     """
+    for given in (features,) if held_out is None else (features, held_out):
+        if not isinstance(given, Features):
+            raise ValueError(
+                "probe() takes what extract_features(..., stages='all') gave, and of other pictures the same; got "
+                f"{type(given).__name__}. For an array of features: fit_probe(features, labels)."
+            )
     names = list(features.stages)
     check_classes(features.labels, len(features.last))
     if held_out is not None:

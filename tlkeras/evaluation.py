@@ -65,6 +65,7 @@ def evaluate(predictions: Predictions, *, seed: int = 0) -> Evaluation:
     """
     from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
 
+    _check_predictions(predictions)
     if predictions.task not in ("classification", "binary"):
         raise ValueError(
             f"evaluate() is about classes. For {predictions.task!r} give predictions.truth and .probabilities to "
@@ -161,6 +162,8 @@ def compare(a: Predictions, b: Predictions) -> Comparison:
     """
     from scipy.stats import binomtest
 
+    _check_predictions(a)
+    _check_predictions(b)
     if not {a.task, b.task} <= {"classification", "binary"} or a.class_names != b.class_names:
         raise ValueError("compare() needs two classifiers of the same classes in the same order.")
     if a.paths != b.paths or not np.array_equal(_truth(a), _truth(b)):
@@ -173,6 +176,11 @@ def compare(a: Predictions, b: Predictions) -> Comparison:
     differing = only_a + only_b
     p_value = float(binomtest(only_a, differing).pvalue) if differing else 1.0
     return Comparison(only_a, only_b, p_value, paired_interval(only_a, only_b, len(a)))
+
+
+def _check_predictions(predictions: Predictions) -> None:
+    if not isinstance(predictions, Predictions):
+        raise ValueError(f"Expected what predict(model, data) gave, got {type(predictions).__name__}.")
 
 
 def _truth(predictions: Predictions) -> np.ndarray:

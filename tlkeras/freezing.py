@@ -160,7 +160,7 @@ def set_trainable_layers(model: keras.Model, names: Iterable[str]) -> None:
 
 def trainable_layers(model: keras.Model) -> tuple[str, ...]:
     """Names of the backbone's layers that would train now, in the order of the graph."""
-    layers = map(model.get_layer, transfer_of(model).backbone_layers)
+    layers = [model.get_layer(name) for name in transfer_of(model).backbone_layers]
     return tuple(layer.name for layer in layers if layer.trainable and layer.weights)
 
 
@@ -177,7 +177,8 @@ def transfer_of(model: keras.Model) -> Transfer:
     """What `build_classifier` noted about a model; ValueError for a model that it did not make."""
     if not hasattr(model, "transfer"):
         raise ValueError(
-            "This model was not made by build_classifier or load_artifact, so its backbone and stages are unknown."
+            f"This {type(model).__name__} was not made by build_classifier or load_artifact, so its backbone and "
+            "stages are unknown: call build_classifier(backbone, num_classes)."
         )
     return model.transfer
 
@@ -188,5 +189,5 @@ def is_batch_norm(layer: keras.Layer) -> bool:
 
 
 def _layers_with_weights(model: keras.Model, batch_norm: bool) -> list[str]:
-    layers = map(model.get_layer, transfer_of(model).backbone_layers)
+    layers = [model.get_layer(name) for name in transfer_of(model).backbone_layers]
     return [layer.name for layer in layers if layer.weights and (batch_norm or not is_batch_norm(layer))]

@@ -136,6 +136,8 @@ def build_classifier(
         raise TypeError(f"backbone comes from load_backbone(name), got {type(backbone).__name__}.")
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(map(repr, TASKS))}, got {task!r}.")
+    if task != "binary" and not isinstance(num_classes, Integral):
+        raise ValueError(f"num_classes is a whole number, such as data.num_classes, got {type(num_classes).__name__}.")
     if task == "classification" and num_classes < 2:
         raise ValueError(f"A classification needs 2 or more classes, got {num_classes}. Is it task='binary'?")
     num_outputs = 1 if task == "binary" else num_classes

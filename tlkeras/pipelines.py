@@ -167,6 +167,15 @@ def check_pictures(batch: Any, shape: tuple) -> None:
     check_range(images)
 
 
+def check_data(data: Any) -> None:
+    """Refuse what is no `Data` of a loader, such as one of its splits, with a ValueError."""
+    if not hasattr(data, "ordered"):
+        raise ValueError(
+            "data is what load_folder, load_arrays or load_tfds gave, as a whole and not one of its splits; "
+            f"got {type(data).__name__}."
+        )
+
+
 def check_range(images: np.ndarray) -> None:
     """Refuse pictures that are not raw.
 

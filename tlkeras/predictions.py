@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from tlkeras.engines import KerasEngine
-from tlkeras.pipelines import check_pictures
+from tlkeras.pipelines import check_data, check_pictures
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,10 @@ def predict(model: keras.Model, data: Any, split: str = "validation") -> Predict
         One row a picture, in the order of `data.paths[split]`.
 
     Raises:
-        ValueError: If the split is "test", unknown or absent, the pictures are not raw and in [0, 255], or the logits
-            are not finite.
+        ValueError: If `data` is no `Data`, the split is "test", unknown or absent, the pictures are not raw and in
+            [0, 255], or the logits are not finite.
     """
+    check_data(data)
     if split == "test":
         raise ValueError("predict() keeps the test split closed. When every choice is made: open_test(model, data).")
     if split not in ("train", "validation"):
@@ -188,8 +189,9 @@ def open_test(model: keras.Model, data: Any) -> Predictions:
         One row a picture, in the order of `data.paths["test"]`.
 
     Raises:
-        ValueError: If there is no test split, the pictures are not raw and in [0, 255], or the logits are not finite.
+        ValueError: If there is no test split, or as in `predict`.
     """
+    check_data(data)
     if data.test is None:
         raise ValueError("This data has no test split. Load it again with a share for test, or add a test/ folder.")
     return _collect(model, data, data.ordered("test"), "test")

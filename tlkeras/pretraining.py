@@ -126,9 +126,9 @@ def pretrain(
         The backbone, the model, and how the features became what they are.
 
     Raises:
-        ValueError: If the pictures or those of `judge` do not fit the backbone, are not raw or are fewer than a batch,
-            if part of the backbone is frozen or it takes grey pictures, or `folder` holds another run, is damaged or no
-            folder.
+        ValueError: If the task is none, the pictures or those of `judge` do not fit the backbone, are not raw or are
+            fewer than a batch, if part of the backbone is frozen or it takes grey pictures, or `folder` holds another
+            run, is damaged or no folder.
 
     Example:
     >>> import tlkeras as tl
@@ -140,6 +140,8 @@ def pretrain(
     ('pretrained by Rotation', [0, 2])
     """
     settings = settings or Pretraining()
+    if not isinstance(task, Pretext):
+        raise ValueError(f"task is an object such as SimCLR(), got {task!r}.")
     images = _checked(backbone, images, settings)
     if judge is not None:
         pictures, labels = judge

@@ -51,8 +51,9 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, kind: str = "softmax"
 
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}.")
-    if features.ndim != 2:
-        raise ValueError(f"A probe takes pooled features (pictures, channels), got an array of shape {features.shape}.")
+    if not isinstance(features, np.ndarray) or features.ndim != 2:
+        got = f"an array of shape {features.shape}" if isinstance(features, np.ndarray) else type(features).__name__
+        raise ValueError(f"A probe takes pooled features (pictures, channels), such as Features.last, got {got}.")
     check_classes(labels, len(features))
     if not np.isfinite(features).all():
         raise ValueError("The features hold NaN or infinite values: does the network overflow, or was divided by 0?")

@@ -214,6 +214,8 @@ def train_from_scratch(
 def _train(phase, model, train, validation, epochs, learning_rate, settings) -> History:
     """One phase: check, compile, fit, audit, and put the best weights into the model."""
     started = time.perf_counter()
+    if not isinstance(settings, Settings):
+        raise ValueError(f"settings are Settings(patience=3, ...), got {settings!r}.")
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
     weights = class_weights(model, settings.class_weight)
