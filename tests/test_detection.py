@@ -169,6 +169,7 @@ def test_the_default_stage_has_a_place_for_each_16_pixels_or_so(name, size, side
         ([[[4, 4, 8, 8]]], [[2]], r"needs a label from 0 to 1, got \[2\]"),
         ([[[4, 4, 8, 8]]], [[0.9]], r"from 0 to 1, got \[0.9\]"),
         ([[[4, 4, 8, 8]]], [[0, 1]], "each of 1 boxes needs a label"),
+        ([[4, 4, 8]], [[0]], r"boxes are \(objects, 4\), .* got \(3,\)"),
         ([[[4, 4, 8, 8]]], [], "boxes of 1 pictures and labels of 0"),
     ],
 )

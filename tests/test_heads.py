@@ -247,3 +247,22 @@ def test_a_classifier_on_each_kind_of_net_gives_the_backbones_features(name):
     expected = np.asarray(backbone.model(pictures, training=False))
     np.testing.assert_allclose(np.asarray(cut(pictures, training=False)), expected, rtol=1e-4, atol=1e-5)
     assert len(model.trainable_variables) == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "last"),
+    [
+        ("classification", keras.layers.Dense(3, activation="softmax")),
+        ("multi-label", keras.layers.Dense(3, activation="sigmoid")),
+        ("classification", keras.Sequential([keras.layers.Dense(3), keras.layers.Softmax()])),
+        ("classification", keras.Sequential([keras.layers.Dense(3), keras.layers.Activation("softmax")])),
+    ],
+    ids=["softmax", "sigmoid", "a layer of its own", "an activation of its own"],
+)
+def test_a_head_that_gives_probabilities_is_refused(tiny_backbone, task, last):
+    layers = last.layers if isinstance(last, keras.Sequential) else [last]
+    head = keras.Sequential([keras.layers.GlobalAveragePooling2D(), *layers])
+    with pytest.raises(ValueError, match="ends in probabilities .* let its last layer have no activation"):
+        build_classifier(tiny_backbone, 3, task=task, head=head)
+    if task == "multi-label":  # shares as values are a fair thing to predict
+        assert build_classifier(tiny_backbone, 3, task="regression", head=head).transfer.task == "regression"

@@ -9,6 +9,7 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
+from tlkeras.history import History
 from tlkeras.intervals import Interval, wilson_interval
 from tlkeras.plots import plot_confusion, plot_history, plot_intervals, plot_pictures, plot_reliability
 from tlkeras.style import GREY
@@ -75,6 +76,9 @@ def test_several_seeds_become_a_mean_and_a_band():
     np.testing.assert_allclose(lines(ax)["train"].get_ydata(), [1 - 0.5 / e for e in range(1, 6)])
     band = ax.collections[0].get_paths()[0].vertices
     assert band[:, 1].min() == pytest.approx(0.4) and band[:, 1].max() == pytest.approx(1.0)
+    whole = plot_history([History(history()), History(history(shift=-0.1)), History(history(shift=0.1))])
+    np.testing.assert_array_equal(lines(whole)["train"].get_ydata(), lines(ax)["train"].get_ydata())
+    assert len(lines(plot_history(History(history())))["train"].get_ydata()) == 5
     with pytest.raises(ValueError, match="changed phase at different epochs"):
         plot_history([history(3, 2), history(2, 3)])
 

@@ -15,6 +15,7 @@ from tlkeras.splits import Split
 from tlkeras.training import Settings
 
 QUIET = Settings(verbose=0)
+SHORT = tl.Pretraining(steps=1, batch_size=8, checks=1, verbose=0)
 
 
 class Seen(keras.layers.Layer):
@@ -133,6 +134,17 @@ MISTAKES = [
     (lambda it: tl.evaluate(it.model), r"what predict\(model, data\) gave, got Functional"),
     (lambda it: tl.compare(tl.predict(it.model, it.data), it.labels), r"what predict\(model, data\) gave, got ndarray"),
     (lambda it: tl.pretrain(it.backbone, it.images, tl.SimCLR), r"an object such as SimCLR\(\), got <class"),
+    (lambda it: tl.probe_head(it.model, it.data.train), "as a whole and not one of its splits"),
+    (
+        lambda it: tl.build_classifier(it.backbone, 3, augmentation="light"),
+        r"such as light_augmentation\(...\), got",
+    ),
+    (lambda it: tl.build_classifier(it.backbone, 3, head="mlp"), r"such as build_head\(...\), got 'mlp'"),
+    (lambda it: tl.extract_features(it.backbone, it.data.train, stages=1), "'last', 'all' or of .*; got 1"),
+    (lambda it: tl.export_artifact("run", "ants.tflite"), r"what load_artifact\(folder\) gave, got str"),
+    (lambda it: tl.make_batches(it.images, it.labels, batch_size=0), "batch_size is a whole number from 1, not 0"),
+    (lambda it: tl.train_head(it.model, it.data.train, epochs=1.5), "epochs must be a whole number .* got 1.5"),
+    (lambda it: tl.pretrain(it.backbone, it.images, tl.Rotation(), judge=it.images, settings=SHORT), "pair .* ndarray"),
 ]
 
 

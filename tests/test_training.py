@@ -282,7 +282,7 @@ def idle_model():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
         ({"learning_rate": -1.0}, "learning_rate must be positive"),
     ],
 )
@@ -300,7 +300,7 @@ def test_wrong_numbers_are_refused(idle_model, data, arguments, message):
         (lambda d: d, lambda d: d.map(lambda x, y: (x / 255, y)), r"raw, in \[0, 255\]"),
         (lambda d: d.map(lambda x, y: (x - 128, y)), lambda d: None, r"raw, in \[0, 255\]"),
         (lambda d: d.map(lambda x, y: (x, y + 1)), lambda d: None, "whole numbers from 0 to 2"),
-        (lambda d: next(iter(d)), lambda d: None, "got tuple. For arrays: load_arrays"),
+        (lambda d: next(iter(d)), lambda d: None, "got tuple. For arrays: make_batches"),
     ],
 )
 def test_wrong_data_are_refused_in_either_place_by_either_phase(idle_model, data, train, validation, message):

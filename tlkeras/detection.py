@@ -112,7 +112,10 @@ def encode_objects(model: keras.Model, boxes: Sequence[np.ndarray], labels: Sequ
     maps = np.zeros((len(boxes), rows, columns, channels), np.float32)
     y, x = np.mgrid[:rows, :columns]
     for k, (some, names) in enumerate(zip(boxes, labels, strict=True)):
-        some, given = np.asarray(some, np.float64).reshape(-1, 4), np.asarray(names)
+        some, given = np.asarray(some, np.float64), np.asarray(names)
+        if some.size and some.shape != (len(some), 4):
+            raise ValueError(f"Picture {k}: boxes are (objects, 4), left, top, right and bottom; got {some.shape}.")
+        some = some.reshape(-1, 4)
         names = given.astype(np.int64)
         low, high = some[:, :2] / size, some[:, 2:] / size  # as shares of the picture
         if len(some) != len(names) or np.any((names != given) | (names < 0) | (names >= num_classes)):

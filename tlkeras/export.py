@@ -39,11 +39,13 @@ def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
         The largest difference of an answer on the golden pictures of the artefact.
 
     Raises:
-        ValueError: If the ending is unknown.
+        ValueError: If it is no `Artifact`, or the ending is unknown.
         FileExistsError: If something is there already.
         ImportError: If a library that the format needs is missing.
         ArtifactError: If the exported classifier answers differently; nothing is left behind.
     """
+    if not isinstance(artifact, Artifact):
+        raise ValueError(f"artifact is what load_artifact(folder) gave, got {type(artifact).__name__}.")
     path = Path(path).expanduser()
     ending = path.suffix
     if ending not in FORMATS:

@@ -265,8 +265,10 @@ def _layer_names(source: Backbone | keras.Model, stages: str | Sequence[str]) ->
     )
     if isinstance(stages, str):
         names = {"last": [known[-1]], "all": list(known)}.get(stages, [stages])
-    else:
+    elif isinstance(stages, Iterable):
         names = list(stages)
+    else:
+        raise ValueError(f"stages are 'last', 'all' or of {', '.join(known)}; got {stages!r}.")
     layers = {layer.name for layer in model.layers}
     unknown = [name for name in names if name not in layers]
     if unknown or not names:

@@ -127,7 +127,8 @@ def build_classifier(
         `model.transfer` set. The backbone's layers are frozen.
 
     Raises:
-        ValueError: If the task or the stage is unknown, or `num_classes` or the head does not fit the task.
+        ValueError: If the task or the stage is unknown, `num_classes` or the head does not fit the task, the head gives
+            probabilities instead of logits, or head or augmentation are no layers.
         TypeError: If `backbone` did not come from `load_backbone`.
     """
     from tlkeras.freezing import freeze
@@ -140,6 +141,9 @@ def build_classifier(
         raise ValueError(f"num_classes is a whole number, such as data.num_classes, got {type(num_classes).__name__}.")
     if task == "classification" and num_classes < 2:
         raise ValueError(f"A classification needs 2 or more classes, got {num_classes}. Is it task='binary'?")
+    for name, layer, example in (("head", head, "build_head"), ("augmentation", augmentation, "light_augmentation")):
+        if not isinstance(layer, keras.Layer | None):
+            raise ValueError(f"{name} is a Keras layer, such as {example}(...), got {layer!r}.")
     num_outputs = 1 if task == "binary" else num_classes
     stages = _stages_up_to(backbone, stage)
     copy = _copy_graph(backbone.model, augmentation)
@@ -155,6 +159,11 @@ def build_classifier(
     shape = (None, *features.shape[1:3], num_classes + 4) if task == "detection" else (None, num_outputs)
     if tuple(outputs.shape) != shape:
         raise ValueError(f"The head gives {tuple(outputs.shape)}; task {task!r} wants {shape}.")
+    if task != "regression" and _squashes(steps[-1]):
+        raise ValueError(
+            f"The head ends in probabilities ({steps[-1].name}), of which loss and predict() would take a softmax or "
+            "sigmoid again: let its last layer have no activation."
+        )
     model = keras.Model(inputs, outputs, name=f"{backbone.name}_classifier")
     kept = {id(layer) for layer in keras.Model(inputs, features).layers}
     model.transfer = Transfer(
@@ -173,6 +182,12 @@ def build_classifier(
     )
     freeze(model)
     return model
+
+
+def _squashes(layer: keras.Layer) -> bool:
+    """Whether a layer gives probabilities."""
+    squashing = keras.activations.softmax, keras.activations.sigmoid
+    return isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) in squashing
 
 
 def _copy_graph(model: keras.Model, augmentation: keras.Layer | None) -> keras.Model:

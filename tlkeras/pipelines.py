@@ -138,7 +138,7 @@ def make_batches(images: np.ndarray, labels: np.ndarray, *, batch_size: int = 32
         A tf.data.Dataset of (float32 images (batch, ...), labels (batch, ...)).
 
     Raises:
-        ValueError: If there is no image, or not one label an image.
+        ValueError: If there is no image, not one label an image, or batch_size is no whole number from 1.
 
     Example:
     >>> import numpy as np
@@ -146,6 +146,8 @@ def make_batches(images: np.ndarray, labels: np.ndarray, *, batch_size: int = 32
     >>> [labels.numpy().tolist() for _, labels in tl.make_batches(np.zeros((5, 8, 8, 3)), np.arange(5), batch_size=2)]
     [[0, 1], [2, 3], [4]]
     """
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(f"batch_size is a whole number from 1, not {batch_size!r}.")
     if len(images) != len(labels) or not len(labels):
         raise ValueError(f"It takes images, and one label an image; got {len(images)} images and {len(labels)} labels.")
     numbers = np.arange(len(labels))

@@ -26,7 +26,7 @@ def plot_history(
     """Get the learning curves of a training: train dashed, validation solid, the phases named at their boundaries.
 
     Args:
-        rows: `History.rows`; or a list of those, one a seed: the line is their mean and a band spans lowest to highest.
+        rows: A `History` or its rows; or a list of those, one a seed: their mean, in a band from lowest to highest.
         metric: "accuracy" or "loss", or any other number in the rows.
         title: The finding, in a sentence.
         ax: Where to draw; a new figure by default.
@@ -36,9 +36,10 @@ def plot_history(
     """
     from matplotlib.transforms import ScaledTranslation
 
-    runs = [rows] if rows and isinstance(rows[0], Mapping) else list(rows)
+    one = hasattr(rows, "rows") or (rows and isinstance(rows[0], Mapping))
+    runs = [getattr(run, "rows", run) for run in ([rows] if one else rows)]
     if not runs or not all(runs):
-        raise ValueError("There is no epoch to plot: train first, then give History.rows.")
+        raise ValueError("There is no epoch to plot: train first.")
     num_epochs = min(map(len, runs))  # early stopping ends seeds at different epochs; a mean needs them all
     runs = [list(run)[:num_epochs] for run in runs]
     phases = [row.get("phase", "") for row in runs[0]]
@@ -47,7 +48,6 @@ def plot_history(
     if metric not in runs[0][0]:
         known = ", ".join(sorted(k for k, v in runs[0][0].items() if isinstance(v, int | float)))
         raise ValueError(f"The rows hold no {metric!r}; they hold {known}.")
-
     epochs = np.array([row["epoch"] for row in runs[0]])
     with style.house():
         ax = style.axes_of(ax, (6.4, 4.0))

@@ -144,6 +144,8 @@ def pretrain(
         raise ValueError(f"task is an object such as SimCLR(), got {task!r}.")
     images = _checked(backbone, images, settings)
     if judge is not None:
+        if not isinstance(judge, tuple | list) or len(judge) != 2:
+            raise ValueError(f"judge is a pair (pictures, labels), got {type(judge).__name__}.")
         pictures, labels = judge
         judge = split_in_half(_fitting(backbone, pictures, "judge"), labels, settings.seed)
     targets = task.prepare(images)

@@ -12,6 +12,7 @@ from tlkeras.evaluation import evaluate
 from tlkeras.features import POOLING, compute_features
 from tlkeras.freezing import transfer_of
 from tlkeras.history import History
+from tlkeras.pipelines import check_data
 from tlkeras.predictions import Predictions, predict
 
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # scikit-learn's C, the inverse of the L2 penalty
@@ -222,9 +223,11 @@ def probe_head(model: keras.Model, data, *, class_weight=None, seed: int = 0) ->
         A history of one row.
 
     Raises:
-        ValueError: If the head is not linear, the task is no classification, or a class has one picture only.
+        ValueError: If `data` is no `Data`, the head is not linear, the task is no classification, or a class has one
+            picture only.
     """
     started = time.perf_counter()
+    check_data(data)
     _logits_layer(model)
     if model.transfer.task not in ("classification", "binary"):
         raise ValueError(f"A probe classifies; this model's task is {model.transfer.task!r}.")

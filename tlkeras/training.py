@@ -78,8 +78,9 @@ class Settings:
         if self.head_factor <= 0:
             raise ValueError(f"head_factor must be positive, got {self.head_factor}.")
         for name, low in [("patience", 1), ("views", 0)]:
-            if getattr(self, name) is not None and getattr(self, name) < low:
-                raise ValueError(f"{name} must be None or at least {low}, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | np.integer) and value >= low):
+                raise ValueError(f"{name} must be None or a whole number of at least {low}, got {value!r}.")
 
 
 def train_head(
@@ -216,8 +217,8 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
     started = time.perf_counter()
     if not isinstance(settings, Settings):
         raise ValueError(f"settings are Settings(patience=3, ...), got {settings!r}.")
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}.")
+    if not isinstance(epochs, int | np.integer) or epochs < 1:
+        raise ValueError(f"epochs must be a whole number of at least 1, got {epochs!r}.")
     weights = class_weights(model, settings.class_weight)
     train, validation = without_autotuning(train), without_autotuning(validation)
     num_pictures = check_batches(model, train)
