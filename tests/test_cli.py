@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +125,25 @@ def test_predict_names_the_broken_picture_and_still_answers_for_the_others(finis
     with Image.open(row["heat"]) as heat, Image.open(picture) as seen:
         assert heat.size == seen.size == (64, 64), "the run takes 64 pixels"
         assert np.any(np.asarray(heat) != np.asarray(seen.convert("RGB")))
+
+
+def test_predict_takes_a_folder_at_any_depth_and_names_what_is_no_picture(finished, photos, tmp_path, run_here):
+    out, _ = finished
+    (tmp_path / "new" / "later").mkdir(parents=True)
+    names = ["a.png", "later/b.png"]
+    for name, picture in zip(names, sorted((photos / "ant").glob("*.png")), strict=False):
+        shutil.copy(picture, tmp_path / "new" / name)
+    (tmp_path / "new" / ".hidden").write_text("not looked at")
+    whole = run_here("predict", out, tmp_path / "new", "--json")
+    assert whole.returncode == 0, whole.stderr
+    assert [row["path"] for row in json.loads(whole.stdout)] == [str(tmp_path / "new" / name) for name in names]
+    (tmp_path / "new" / "notes.txt").write_text("text")
+    heat = run_here("predict", out, tmp_path / "new", "--json", "--heat", tmp_path / "heat")
+    assert heat.returncode == 1 and "1 of 3 pictures cannot be used" in heat.stderr and "notes.txt" in heat.stderr
+    assert [row["path"] for row in json.loads(heat.stdout)] == [row["path"] for row in json.loads(whole.stdout)]
+    assert [Path(row["heat"]).name for row in json.loads(heat.stdout)] == ["001_a.png", "002_b.png"]
+    (tmp_path / "empty").mkdir()
+    assert "is a folder without a file" in run_here("predict", out, tmp_path / "empty").stderr
 
 
 def test_export_writes_a_classifier_for_a_phone_and_says_how_to_feed_it(finished, tmp_path):

@@ -103,6 +103,15 @@ def test_one_folder_too_high_is_told_the_right_one(folder, tmp_path):
         scan_folder(tmp_path, image_size=8)
 
 
+def test_one_folder_too_low_is_told_the_right_one(folder):
+    with pytest.raises(ValueError, match="did you mean .*set'"):
+        scan_folder(folder / "ants", image_size=8)
+    (folder / "plans").mkdir()  # a folder like any other, beside which no class folders lie
+    with pytest.raises(ValueError) as refused:
+        scan_folder(folder / "ants", image_size=8)
+    assert "did you mean" not in str(refused.value)
+
+
 def test_without_memory_the_cache_goes_to_disk_and_without_disk_nowhere(folder, monkeypatch):
     expected = scan_folder(folder, image_size=16).pixels
     monkeypatch.setattr(pictures, "MEMORY_SHARE", 0.0)

@@ -85,7 +85,7 @@ def fit(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="What fit --out made.")],
-    pictures: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    pictures: Annotated[list[Path], typer.Argument(help="Picture files, or folders of them.")],
     heat: Annotated[
         Path | None,
         typer.Option(help="A new folder for pictures of what spoke for the most probable class (Grad-CAM)."),
@@ -117,7 +117,7 @@ def predict(
         if heat:
             print(f"{heat}: where the network looked, {len(rows)} pictures")
     if broken:
-        raise ValueError(f"{len(broken)} of {len(pictures)} pictures cannot be used: {'; '.join(broken)}")
+        raise ValueError(f"{len(broken)} of {len(broken) + len(rows)} pictures cannot be used: {'; '.join(broken)}")
 
 
 @app.command()

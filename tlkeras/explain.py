@@ -132,27 +132,27 @@ def overlay_heat(images: np.ndarray, heat: np.ndarray, *, strength: float = 0.7)
     return np.rint((1 - share) * grey + share * colours).clip(0, 255).astype(np.uint8)
 
 
-def write_heat(folder: Path, model: keras.Model, images: Sequence[np.ndarray], predictions: Predictions) -> list[Path]:
+def write_heat(
+    folder: Path, model: keras.Model, images: Sequence[np.ndarray], predictions: Predictions, before: int = 0
+) -> list[Path]:
     """Write a PNG for each picture, with the heat of the class that was predicted; get the files, in order.
 
     Args:
-        folder: Where to; it must not exist. Files are named after the picture and its number.
+        folder: Where to; it is made. Files are named after the picture and its number.
         model: A classifier.
         images: Pictures (height, width, 3) in [0, 255], of the model's size.
         predictions: The model's, with `paths`, in the same order.
+        before: How many pictures have their number already.
     """
     from PIL import Image
 
-    folder.mkdir(parents=True)
-    files = []
-    for start in range(0, len(images), BATCH_SIZE):
-        rows = slice(start, start + BATCH_SIZE)
-        pictures = np.stack(images[rows])
-        heat = overlay_heat(pictures, grad_cam(model, pictures, predictions.predicted[rows]))
-        for path, picture in zip(predictions.paths[rows], heat, strict=True):
-            stem = os.fsencode(Path(path).stem)[:200].decode(errors="ignore")  # names end at 255 bytes
-            files.append(folder / f"{len(files) + 1:03}_{stem}.png")
-            Image.fromarray(picture).save(files[-1])
+    folder.mkdir(parents=True, exist_ok=True)
+    files, pictures = [], np.stack(images)
+    heat = overlay_heat(pictures, grad_cam(model, pictures, predictions.predicted))
+    for number, (path, picture) in enumerate(zip(predictions.paths, heat, strict=True), before + 1):
+        stem = os.fsencode(Path(path).stem)[:200].decode(errors="ignore")  # names end at 255 bytes
+        files.append(folder / f"{number:03}_{stem}.png")
+        Image.fromarray(picture).save(files[-1])
     return files
 
 

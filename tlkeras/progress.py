@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Iterator
 
 import keras
 
@@ -48,3 +49,15 @@ class EpochLines(keras.callbacks.Callback):
         from rich.console import Console
 
         return Console().status(message)
+
+
+def show_progress(items: Iterable, total: int, text: str) -> Iterator:
+    """Get the items, with a bar where somebody looks and there are many."""
+    from importlib.util import find_spec
+
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    visible = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+    return track(items, text, total=total, console=console, transient=True, disable=total < 200 or not visible)

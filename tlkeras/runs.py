@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
+import numpy as np
 
-MODEL_FOLDER = "model"
+MODEL_FOLDER, BATCH_SIZE = "model", 32
 
 
 def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
@@ -108,35 +111,41 @@ def predict_files(run: Path, pictures: list[Path], heat: Path | None = None) -> 
 
     Args:
         run: A run folder, or the model folder in it.
-        pictures: Picture files.
+        pictures: Picture files, or folders of such, at any depth.
         heat: A folder to make.
 
     Returns:
         The rows of `Predictions.to_rows`, and a sentence for each file that cannot be used.
 
     Raises:
-        ValueError: If `heat` exists.
+        ValueError: If `heat` exists, or a folder holds no file.
     """
     from tlkeras.explain import write_heat
     from tlkeras.pictures import PictureError, decode_picture
+    from tlkeras.progress import show_progress
+    from tlkeras.scan import list_files
 
     if heat and heat.exists():
         raise ValueError(f"{heat} exists: --heat makes a new folder, so that nothing is overwritten.")
-    artifact = load_run(run)
-    broken, arrays = [], {}
-    for number, path in enumerate(pictures):
-        try:
-            arrays[number] = decode_picture(path, artifact.image_size)
-        except PictureError as error:
-            broken.append(f"{path}: {error.reason}")
-    if not arrays:
-        return [], broken
-    images = list(arrays.values())
-    found = dataclasses.replace(artifact.predict(images), paths=tuple(str(pictures[number]) for number in arrays))
-    rows = found.to_rows()
-    if heat:
-        for row, file in zip(rows, write_heat(heat, artifact.model, images, found), strict=True):
-            row["heat"] = str(file)
+    files, artifact = list_files(pictures), load_run(run)
+    rows, broken = [], []
+
+    def decoded() -> Iterator[tuple[str, np.ndarray]]:
+        for path in show_progress(files, len(files), "Predicting"):
+            try:
+                yield str(path), decode_picture(path, artifact.image_size)
+            except PictureError as error:
+                broken.append(f"{path}: {error.reason}")
+
+    usable = decoded()
+    while batch := list(itertools.islice(usable, BATCH_SIZE)):  # so that a folder of any size fits into memory
+        paths, images = zip(*batch, strict=True)
+        found = dataclasses.replace(artifact.predict(images), paths=paths)
+        named = found.to_rows()
+        if heat:
+            for row, file in zip(named, write_heat(heat, artifact.model, images, found, len(rows)), strict=True):
+                row["heat"] = str(file)
+        rows += named
     return rows, broken
 
 

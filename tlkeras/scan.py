@@ -6,6 +6,7 @@ decoded here first, with the very function that training and prediction use, and
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import unicodedata
@@ -20,6 +21,7 @@ import numpy as np
 
 from tlkeras.duplicates import appearance
 from tlkeras.pictures import PictureError, PictureFile, open_picture, read_picture, reserve, to_pixels
+from tlkeras.progress import show_progress
 
 FURNITURE = {"__macosx", "thumbs.db", "desktop.ini"}
 SPLIT_FOLDERS = {
@@ -114,7 +116,7 @@ def scan_folder(path: str | os.PathLike, *, image_size: int = 224, looks: bool =
     # Pillow's warnings would name no file; what matters of them is in the reasons.
     with warnings.catch_warnings(), ThreadPoolExecutor(max(4, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")
-        found = list(_progress(pool.map(read, range(len(files))), len(files), "Looking at pictures"))
+        found = list(show_progress(pool.map(read, range(len(files))), len(files), "Looking at pictures"))
 
     trained = {item.class_name for item in found if isinstance(item, Picture) and item.split in (None, "train")}
     for index, item in enumerate(found):
@@ -142,6 +144,25 @@ def scan_folder(path: str | os.PathLike, *, image_size: int = 224, looks: bool =
         pixels=pixels,
         cache=cache,
     )
+
+
+def list_files(paths: Iterable[Path]) -> list[Path]:
+    """Get these files, and those in these folders at any depth in order of their names, without hidden ones.
+
+    Raises:
+        ValueError: when a folder holds none.
+    """
+    files = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = [file for file in path.rglob("*") if not any(map(_is_furniture, file.relative_to(path).parts))]
+        inside = sorted((file for file in inside if not file.is_dir()), key=lambda file: _order(str(file)))
+        if not inside:
+            raise ValueError(f"{path} is a folder without a file.")
+        files += inside
+    return files
 
 
 class _Walk:
@@ -244,17 +265,6 @@ def _import_first() -> None:
     Image.init()
 
 
-def _progress(items: Iterable, total: int, text: str) -> Iterator:
-    from importlib.util import find_spec
-
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    visible = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
-    return track(items, text, total=total, console=console, transient=True, disable=total < 200 or not visible)
-
-
 def _some(names: Iterable[str], limit: int = 6) -> str:
     names = sorted(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
@@ -270,6 +280,11 @@ def _too_few(root: Path, seen: set[str], usable: list[str], set_aside: list[SetA
         text += "; set aside: " + ", ".join(f"{count} x {reason}" for reason, count in reasons)
     inside = [root / name for name in seen if (root / name).is_dir()]
     deeper = [name for name in inside if sum(os.path.isdir(entry) for entry in name.iterdir()) > 1]
+    with contextlib.suppress(OSError):  # a class folder, perhaps: those beside it hold files of the same kinds
+        beside = [*filter(Path.is_dir, root.absolute().parent.iterdir())]
+        kinds = {file.suffix for file in root.iterdir()} - {""}
+        if not seen and len(beside) > 1 and all(kinds & {file.suffix for file in other.iterdir()} for other in beside):
+            deeper = [root.absolute().parent]
     if len(deeper) == 1:
         text += f"; did you mean {str(deeper[0])!r}?"
     return f"{text}. Layout: {LAYOUT}."
