@@ -71,6 +71,12 @@ def test_a_window_that_is_no_share_of_a_picture_is_refused(smallest):
             make(smallest)
 
 
+@pytest.mark.parametrize("temperature", [0, -0.1, float("nan")])
+def test_a_temperature_that_divides_by_nothing_is_refused(temperature):
+    with pytest.raises(ValueError, match="temperature must be above 0, got"):
+        SimCLR(temperature=temperature)
+
+
 def test_rotation_refuses_pictures_that_a_turn_would_betray():
     with pytest.raises(ValueError, match="square"):
         Rotation().prepare(np.zeros((4, 32, 24, 3)))

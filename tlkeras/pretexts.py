@@ -140,8 +140,10 @@ class SimCLR(Pretext):
     embeds: ClassVar[bool] = True
 
     def __post_init__(self):
-        """Refuse windows that cannot be."""
+        """Refuse windows that cannot be, and a temperature that divides by nothing."""
         check_share(self.smallest)
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature!r}.")
 
     def build(self, backbone: Backbone) -> keras.Model:
         """Put the projection on the pooled features: one hidden layer."""
