@@ -61,7 +61,14 @@ def test_an_export_that_answers_differently_is_refused_and_leaves_nothing(artifa
     swapped = form._replace(run=lambda path, batch: form.run(path, batch[..., ::-1].copy()))  # BGR
     monkeypatch.setitem(export.FORMATS, suffix, swapped)
     with pytest.raises(ArtifactError, match="answers differently, by .*; .* is allowed"):
-        export_artifact(artifact, tmp_path / name)
+        export_artifact(artifact, tmp_path / "new" / "folder" / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_backend_is_told_which_one_exports(artifact, tmp_path, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(RuntimeError, match="KERAS_BACKEND=tensorflow"):
+        export_artifact(artifact, tmp_path / "new" / "small.onnx")
     assert not list(tmp_path.iterdir())
 
 

@@ -40,12 +40,17 @@ def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
 
     Raises:
         ValueError: If it is no `Artifact`, or the ending is unknown.
+        RuntimeError: If Keras runs on another backend than TensorFlow.
         FileExistsError: If something is there already.
         ImportError: If a library that the format needs is missing.
         ArtifactError: If the exported classifier answers differently; nothing is left behind.
     """
     if not isinstance(artifact, Artifact):
         raise ValueError(f"artifact is what load_artifact(folder) gave, got {type(artifact).__name__}.")
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            "Exports are made by the TensorFlow backend, which loads this artefact too: set KERAS_BACKEND=tensorflow."
+        )
     path = Path(path).expanduser()
     ending = path.suffix
     if ending not in FORMATS:
@@ -59,8 +64,8 @@ def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
         raise ImportError(f"{form.name} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     with np.load(artifact.folder / GOLDEN, allow_pickle=False) as golden:
         pictures, probabilities = golden["pictures"].astype(np.float32), golden["probabilities"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export") as draft:
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())  # of the same disk
+    with tempfile.TemporaryDirectory(dir=nearest, prefix=".export") as draft:
         file = Path(draft) / path.name
         model = _with_answers(artifact)
         model(pictures)  # or Keras's ONNX exporter refuses: "has never called"
@@ -76,6 +81,7 @@ def export_artifact(artifact: Artifact, path: str | os.PathLike) -> float:
             )
         text = json.dumps(_description(artifact, gap), indent=1, ensure_ascii=False)
         (Path(draft) / described.relative_to(path.parent)).write_text(text, encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
         for part in sorted(Path(draft).iterdir()):
             replace_folder(part, path.parent / part.name)
     return gap
