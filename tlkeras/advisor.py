@@ -139,7 +139,7 @@ def advise(data: Data, backbone: str | Backbone = "MobileNetV2", *, budget: floa
     ]  # fmt: skip
     stage = table.best if far else last
     options = _options(backbone, stage, int(counts.sum()), rate)
-    # From the probe's weights, not from a random head: ahead in 16 of 18 cases of `benchmarks/strategies.py`.
+    # From the probe's weights, not from a random head: ahead in 15 of 18 cases of `benchmarks/strategies.py`.
     wanted = ("probe+fine-tune", 4 if far else 2) if much else ("probe", 0)
     chosen = min(
         (option for option in options if option.strategy == wanted[0]),
