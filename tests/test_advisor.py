@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -49,6 +50,17 @@ def test_where_an_early_stage_is_surely_better_the_probe_sits_there(backbone):
     data = load_arrays(images.clip(0, 255).astype("uint8"), labels, split=Split(near_duplicates=False))
     advice = advise(data, backbone)
     assert advice.cell.endswith("far") and advice.chosen.stage != backbone.stages[-1]
+
+
+@pytest.mark.parametrize(("p_value", "distance"), [(0.02, "near"), (0.001, "far")])
+def test_the_best_of_all_stages_must_be_surer_than_one_named_before(backbone, monkeypatch, p_value, distance):
+    def early(features, **rest):
+        return dataclasses.replace(probe(features, **rest), best=list(features.stages)[0], p_value=p_value)
+
+    monkeypatch.setattr("tlkeras.advisor.probe", early)
+    advice = advise(fractals(16), backbone)
+    assert advice.cell == f"little data, {distance}"
+    assert f"p = {p_value:.2g} (sure below {0.05 / (len(backbone.stages) - 1):.2g})" in str(advice)
 
 
 def test_the_advice_is_followed_and_kept(followed):

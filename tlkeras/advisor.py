@@ -92,7 +92,8 @@ def advise(data: Data, backbone: str | Backbone = "MobileNetV2", *, budget: floa
     """Get a strategy for these pictures and this network, with the measurements that speak for it.
 
     Only training pictures are looked at. The thresholds (50 pictures a class are much; a stage counts as better where
-    the test over resamples says so at p < 0.05) are conventions: the reasons are there to be disputed.
+    the test over resamples says so at p < 0.05 divided by the number of earlier stages, of which it is the best) are
+    conventions: the reasons are there to be disputed.
 
     Args:
         data: From a loader; classes, not values.
@@ -122,7 +123,8 @@ def advise(data: Data, backbone: str | Backbone = "MobileNetV2", *, budget: floa
     table = probe(features, groups=pieces, num_resamples=5, seed=seed)
     accuracies = {name: interval.value for name, interval in table.intervals.items()}
     last = list(accuracies)[-1]
-    far = table.best != last and table.p_value < 0.05
+    sure = 0.05 / max(len(accuracies) - 1, 1)  # Bonferroni: it is the best of so many that was picked
+    far = table.best != last and table.p_value < sure
     much = counts.mean() >= MUCH
     slope = _slope(features, pieces, table.best if far else last, seed)
     steep = slope is None or slope > STEEP
@@ -131,7 +133,8 @@ def advise(data: Data, backbone: str | Backbone = "MobileNetV2", *, budget: floa
         ("training pictures", f"{counts.mean():.0f} a class, {counts.min()} the fewest", "much" if much else "little"),
         (
             "best stage for a probe", f"{table.best}, {100 * table.gain.value:+.1f} points over the last, "
-            f"p = {table.p_value:.2g}", "far: an earlier stage is better" if far else "near: no stage is surely better",
+            f"p = {table.p_value:.2g} (sure below {sure:.2g})",
+            "far: an earlier stage is better" if far else "near: no stage is surely better",
         ),
         ("the last doubling of the pictures", doubling, "steep" if steep else "flat"),
         ("LogME is highest at", max(features.stages, key=lambda name: log_me(features.stages[name], features.labels)),
