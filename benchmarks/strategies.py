@@ -137,10 +137,15 @@ def report(rows: list[dict], strategies: list[str], as_json: bool) -> None:
         print_row("mean", list(means.values()), columns)
         print("mean regret (points): " + ", ".join(f"{name} {values.mean():.2f}" for name, values in regret.items()))
         for (one, other), gains in ahead.items():
-            print(f"{one} less {other}: {gains.mean():+.2f} points, ahead in {(gains > 0).sum()} of {len(gains)} cells")
+            each = np.array([100 * (a["accuracy"] - b["accuracy"]) for by in runs.values()
+                             for a, b in zip(by[one], by[other], strict=True)])  # fmt: skip
+            print(f"{one} less {other}: {gains.mean():+.2f} points, ahead in {(gains > 0).sum()} of {len(gains)} cells,"
+                  f" in {len(each)} runs {each.min():+.1f} to {each.max():+.1f}, {(each == 0).sum()} alike, "
+                  f"{(each > 0).sum()} ahead")  # fmt: skip
         choices = Counter((row["size"], row["chosen"]) for row in advised)
         print("advice: " + "; ".join(f"{size} a class: {name}, {n} times" for (size, name), n in choices.items()))
-        print(f"the longest advice took {max(row['seconds'] for row in advised):.0f} s")
+        seconds = [row["seconds"] for row in advised]
+        print(f"advice took {min(seconds):.0f} to {max(seconds):.0f} s")
         return
     advice = float(regret["advice"].mean())
     fixed = min(float(regret[name].mean()) for name in strategies)

@@ -150,6 +150,8 @@ def test_files_of_heat_bear_names_that_a_disk_takes(told_apart, squares, tmp_pat
     (later,) = write_heat(
         tmp_path / "heat", told_apart, images[:1], Predictions(None, np.eye(2)[[0]], names[:1], ("red", "green")), 3
     )
+    with pytest.raises(FileExistsError):
+        write_heat(tmp_path / "heat", told_apart, images, predictions)
     assert later.name == "004_x.png" and all(file.exists() for file in files)
 
 

@@ -145,11 +145,14 @@ def test_what_cannot_be_probed_is_refused(features, labels, message):
     [
         build_head(3, hidden=(4,)),
         keras.Sequential([keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, "tanh")]),
+        keras.Sequential([keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, "softmax")]),
         keras.Sequential([keras.layers.Dense(3), keras.layers.GlobalAveragePooling2D()]),
     ],
 )
 def test_a_head_that_is_not_linear_on_pooled_features_takes_no_probe(digits, head):
-    model = build_classifier(make_tiny_backbone(), 3, head=head)
+    model = build_classifier(
+        make_tiny_backbone(), 3, head=head, task="regression"
+    )  # a classification refuses a softmax itself
     with pytest.raises(ValueError, match="pooling and one dense layer only"):
         set_head(model, fit_probe(digits[0], digits[1] % 3))
 
@@ -168,10 +171,13 @@ def linear_head(before=(), after=()):
         (linear_head([keras.layers.Activation("relu", name="odd")]), "Activation"),
         (linear_head(after=[keras.layers.Rescaling(-1.0, name="odd")]), "Rescaling"),
         (linear_head(after=[keras.layers.LeakyReLU(name="odd")]), "LeakyReLU"),
+        (linear_head(after=[keras.layers.Softmax(name="odd")]), "Softmax"),
     ],
 )
 def test_a_layer_without_weights_that_changes_values_makes_a_head_that_takes_no_probe(data, head, culprit):
-    model = build_classifier(make_tiny_backbone(), 3, head=head)
+    model = build_classifier(
+        make_tiny_backbone(), 3, head=head, task="regression"
+    )  # a classification refuses a softmax itself
     before = model.get_weights()
     with pytest.raises(ValueError, match=rf"'odd' \({culprit}\) does not fit in. Train this head with train_head"):
         probe_head(model, data)

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from tlkeras.augmentation import change_batch
-from tlkeras.pipelines import PictureBatches, Pixels, make_pipeline
+from tlkeras.pipelines import PictureBatches, Pixels, check_batch_size, make_pipeline
 from tlkeras.scan import SetAside
 from tlkeras.splits import SPLITS
 
@@ -208,8 +208,7 @@ def check_options(batch_size: int, augment: str | keras.Layer | None = None) -> 
     Raises:
         ValueError: when `batch_size` is no whole number from 1, or `augment` none of what `load_folder` takes.
     """
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ValueError(f"batch_size is a whole number from 1, not {batch_size!r}.")
+    check_batch_size(batch_size)
     change_batch(augment)
 
 

@@ -138,7 +138,8 @@ def write_heat(
     """Write a PNG for each picture, with the heat of the class that was predicted; get the files, in order.
 
     Args:
-        folder: Where to; it is made. Files are named after the picture and its number.
+        folder: Where to; it must not exist, unless `before` pictures lie in it. Files are named after the picture and
+            its number.
         model: A classifier.
         images: Pictures (height, width, 3) in [0, 255], of the model's size.
         predictions: The model's, with `paths`, in the same order.
@@ -146,7 +147,7 @@ def write_heat(
     """
     from PIL import Image
 
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=before > 0)
     files, pictures = [], np.stack(images)
     heat = overlay_heat(pictures, grad_cam(model, pictures, predictions.predicted))
     for number, (path, picture) in enumerate(zip(predictions.paths, heat, strict=True), before + 1):

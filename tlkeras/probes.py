@@ -52,8 +52,9 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, kind: str = "softmax"
 
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}.")
-    if not isinstance(features, np.ndarray) or features.ndim != 2:
-        got = f"an array of shape {features.shape}" if isinstance(features, np.ndarray) else type(features).__name__
+    shape = getattr(features, "shape", None)
+    if shape is None or len(shape) != 2:
+        got = type(features).__name__ if shape is None else f"an array of shape {shape}"
         raise ValueError(f"A probe takes pooled features (pictures, channels), such as Features.last, got {got}.")
     check_classes(labels, len(features))
     if not np.isfinite(features).all():

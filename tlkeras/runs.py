@@ -14,7 +14,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-MODEL_FOLDER, BATCH_SIZE = "model", 32
+MODEL_FOLDER = "model"
 
 
 def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
@@ -120,6 +120,7 @@ def predict_files(run: Path, pictures: list[Path], heat: Path | None = None) -> 
     Raises:
         ValueError: If `heat` exists, or a folder holds no file.
     """
+    from tlkeras.artifact import BATCH_SIZE
     from tlkeras.explain import write_heat
     from tlkeras.pictures import PictureError, decode_picture
     from tlkeras.progress import show_progress

@@ -281,9 +281,9 @@ def _too_few(root: Path, seen: set[str], usable: list[str], set_aside: list[SetA
     inside = [root / name for name in seen if (root / name).is_dir()]
     deeper = [name for name in inside if sum(os.path.isdir(entry) for entry in name.iterdir()) > 1]
     with contextlib.suppress(OSError):  # a class folder, perhaps: those beside it hold files of the same kinds
-        beside = [*filter(Path.is_dir, root.absolute().parent.iterdir())]
+        beside = [] if seen else [*filter(Path.is_dir, root.absolute().parent.iterdir())]
         kinds = {file.suffix for file in root.iterdir()} - {""}
-        if not seen and len(beside) > 1 and all(kinds & {file.suffix for file in other.iterdir()} for other in beside):
+        if len(beside) > 1 and all(kinds & {file.suffix for file in other.iterdir()} for other in beside):
             deeper = [root.absolute().parent]
     if len(deeper) == 1:
         text += f"; did you mean {str(deeper[0])!r}?"
