@@ -13,6 +13,7 @@ import numpy as np
 from tlkeras.data import Data, check_options
 from tlkeras.loaders import split_pixels
 from tlkeras.pictures import PictureError, decode_picture, reserve
+from tlkeras.pipelines import without_autotuning
 from tlkeras.scan import SPLIT_FOLDERS, SetAside
 from tlkeras.splits import SPLITS, Split
 
@@ -135,5 +136,5 @@ def _examples(builder: Any, split: str) -> Iterator[tuple[bytes, Any]]:
         examples = builder.as_dataset(decoders={key: tfds.decode.SkipDecoding()}, **options)
     except NotImplementedError:
         examples = builder.as_dataset(**options)
-    for picture, label in examples.as_numpy_iterator():
+    for picture, label in without_autotuning(examples).as_numpy_iterator():
         yield (picture if isinstance(picture, bytes) else tf.io.encode_png(picture).numpy()), label
