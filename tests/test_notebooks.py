@@ -1,6 +1,8 @@
 """The rules that every lesson keeps; running it (`pytest notebooks`) checks its claims."""
 
+import ast
 import copy
+import inspect
 import itertools
 import json
 import re
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import tlkeras as tl
 from tlkeras.version import ADDRESS
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
@@ -129,6 +132,32 @@ def test_solutions_keep_the_rules_and_answer_each_exercise(path, setup):
     answers = re.split(r"\*\*\d\.\*\*", "\n".join(source(cell) for cell in notebook["cells"]))[1:]
     for number, answer in enumerate(answers, start=1):
         assert re.search(rf'^\s*assert tl\.check\("{path.name[:2]}\.{number}", ', answer, re.M)
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_solutions_call_the_package_as_it_is_now(path):
+    assert misfits("\n".join(map(source, code_cells(read(path))))) == []
+
+
+def misfits(code: str) -> list[str]:
+    """The calls `tl.name(...)` in this code that `tlkeras` would not take: no such name, or other arguments."""
+    found = []
+    for node in ast.walk(ast.parse(re.sub(r"(?m)^( *)%.*$", r"\1pass", code))):
+        if not isinstance(node, ast.Call) or not re.fullmatch(r"tl\.\w+", ast.unparse(node.func)):
+            continue
+        try:
+            signature = inspect.signature(getattr(tl, node.func.attr))
+            words = {word.arg: word.value for word in node.keywords if word.arg}
+            unpacked = len(words) < len(node.keywords) or any(isinstance(value, ast.Starred) for value in node.args)
+            (signature.bind_partial if unpacked else signature.bind)(*node.args, **words)
+        except (AttributeError, TypeError) as error:
+            found.append(f"{ast.unparse(node)}: {error}")
+    return found
+
+
+def test_calls_that_do_not_fit_are_found():
+    assert misfits("%pip install x\ntl.Split(validation=0.2)\ntl.load_arrays(images, *labels)") == []
+    assert len(misfits("tl.load_arays(1)\ntl.Split(valid=0.2)\ntl.set_head(model)")) == 3
 
 
 def test_setup_is_ten_lines_at_most(setup):
