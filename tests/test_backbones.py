@@ -173,7 +173,7 @@ def test_stage_model_gives_one_map_per_stage_in_the_order_asked_for(small):
         ({"alpha": 0.6}, "0.35, 0.5, 0.75"),
         ({"alpha": -1, "weights": None}, "above 0"),
         ({"alpha": "0.35"}, "above 0"),
-        ({"image_size": 96.0}, "image_size must be a whole number, received 96.0"),
+        ({"image_size": 96.0}, "image_size must be a whole number, got 96.0"),
         ({"channels": 4}, "3 .RGB. or 1"),
         ({"name": "ResNet50", "weights": "embedded"}, "for MobileNetV2 at alpha 0.35"),
     ],

@@ -142,12 +142,12 @@ def test_build_head_has_the_layers_asked_for(options, names):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_outputs": 0}, "num_outputs must be a whole number, at least 1, got 0"),
+        ({"num_outputs": 0}, "num_outputs must be a whole number of at least 1, got 0"),
         ({"num_outputs": 2.5}, "num_outputs must be a whole number"),
         ({"num_outputs": "3"}, "num_outputs must be a whole number"),
-        ({"hidden": (64, 0)}, "hidden must be a whole number, at least 1, got 0"),
+        ({"hidden": (64, 0)}, "hidden must be a whole number of at least 1, got 0"),
         ({"hidden": 64}, r"such as \(256,\), got 64"),
-        ({"dropout": 1.0}, r"dropout is a share in \[0, 1\), got 1.0"),
+        ({"dropout": 1.0}, r"dropout must be a number in \[0, 1\), got 1.0"),
         ({"pooling": "mean"}, "pooling must be one of 'avg', 'max', 'flatten', got 'mean'"),
     ],
 )

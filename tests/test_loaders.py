@@ -79,8 +79,8 @@ def test_a_given_split_is_respected(insects, tmp_path):
     ("options", "message"),
     [
         ({"augment": "heavy"}, '"light" or a Keras layer'),
-        ({"batch_size": 0}, "batch_size is a whole number"),
-        ({"image_size": 2.5}, "image_size is a side"),
+        ({"batch_size": 0}, "batch_size must be a whole number"),
+        ({"image_size": 2.5}, "image_size must be a whole number"),
         ({"split": 0.2}, "split is a Split"),
     ],
 )

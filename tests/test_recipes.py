@@ -142,8 +142,17 @@ MISTAKES = [
     (lambda it: tl.build_classifier(it.backbone, 3, head="mlp"), r"such as build_head\(...\), got 'mlp'"),
     (lambda it: tl.extract_features(it.backbone, it.data.train, stages=1), "'last', 'all' or of .*; got 1"),
     (lambda it: tl.export_artifact("run", "ants.tflite"), r"what load_artifact\(folder\) gave, got str"),
-    (lambda it: tl.make_batches(it.images, it.labels, batch_size=0), "batch_size is a whole number from 1, not 0"),
+    (lambda it: tl.make_batches(it.images, it.labels, batch_size=0), "batch_size must .* at least 1, got 0"),
     (lambda it: tl.train_head(it.model, it.data.train, epochs=1.5), "epochs must be a whole number .* got 1.5"),
+    (
+        lambda it: tl.train_head(it.model, it.data.train, learning_rate=keras.optimizers.schedules.CosineDecay(1, 9)),
+        r"learning_rate must be a number in \(0, inf\), got <.*CosineDecay",
+    ),
+    (lambda it: tl.Settings(label_smoothing="0.1"), r"label_smoothing must be a number in \[0, 1\), got '0.1'"),
+    (lambda it: tl.Split("0.2"), r"validation must be a number in \(0, 1\), got '0.2'"),
+    (lambda it: tl.load_backbone(["MobileNetV2"]), r"There is no backbone \['MobileNetV2'\]: did you mean MobileNet"),
+    (lambda it: tl.advise(it.data, it.backbone, budget="60"), r"budget must be a number in \(0, inf\), got '60'"),
+    (lambda it: tl.probe(it.features, num_resamples=1), "num_resamples must be a whole number of at least 2, got 1"),
     (lambda it: tl.pretrain(it.backbone, it.images, tl.Rotation(), judge=it.images, settings=SHORT), "pair .* ndarray"),
 ]
 

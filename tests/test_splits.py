@@ -98,10 +98,12 @@ def test_two_pictures_a_class_are_enough_for_two_sides():
     assert Counter(split_files(pictures(ants=2, bees=2), PLAIN)[0]) == {"train": 2, "validation": 2}
 
 
-@pytest.mark.parametrize("shares", [{"validation": 0.0}, {"validation": 1.0}, {"test": 0.8}, {"test": -0.1}])
+@pytest.mark.parametrize("shares", [{"validation": 0.0}, {"validation": 1.0}, {"test": 1.0}, {"test": -0.1}])
 def test_shares_that_leave_a_side_empty_are_refused(shares):
-    with pytest.raises(ValueError, match="0 < validation"):
+    with pytest.raises(ValueError, match=f"{next(iter(shares))} must be a number in"):
         Split(**shares)
+    with pytest.raises(ValueError, match="validation=0.2 and test=0.8 leave nothing to train on"):
+        Split(test=0.8)
 
 
 def test_equal_bytes_stay_on_one_side_and_are_reported():

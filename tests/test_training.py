@@ -283,7 +283,7 @@ def idle_model():
     ("arguments", "message"),
     [
         ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
-        ({"learning_rate": -1.0}, "learning_rate must be positive"),
+        ({"learning_rate": -1.0}, r"learning_rate must be a number in \(0, inf\), got -1.0"),
     ],
 )
 def test_wrong_numbers_are_refused(idle_model, data, arguments, message):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
+from tlkeras.arguments import real_number
 from tlkeras.backbones import Backbone, load_backbone
 from tlkeras.catalogue import CATALOGUE
 from tlkeras.depth import cut, probe
@@ -109,8 +110,7 @@ def advise(data: Data, backbone: str | Backbone = "MobileNetV2", *, budget: floa
         ValueError: If the budget is not positive, the labels are not one class a picture, a class has fewer than 4
             training pictures, or all pictures, or all of a class, are of one group.
     """
-    if budget <= 0:
-        raise ValueError(f"budget is a number of seconds above 0, got {budget}.")
+    real_number("budget", budget, "(0, inf)")
     check_classes(data)
     counts = np.bincount(data.labels["train"], minlength=data.num_classes)
     if counts.min() < 4:

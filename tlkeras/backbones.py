@@ -6,8 +6,6 @@ it cannot be forgotten or applied twice.
 
 from __future__ import annotations
 
-import numbers
-import operator
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tlkeras.arguments import real_number, whole_number
 from tlkeras.catalogue import CATALOGUE, Entry, find_entry
 from tlkeras.kerashub import HUB_PREFIX, build_preset
 from tlkeras.modelcard import fill_from_folder, read_model_card
@@ -106,9 +105,7 @@ def load_backbone(
     (None, 3, 3, 1280)
     """
     image_size = None if image_size is None else whole_number("image_size", image_size)
-    if alpha is not None and (not isinstance(alpha, numbers.Real) or not alpha > 0):
-        raise ValueError(f"alpha is a width multiplier above 0, such as 0.35 or 1.0; received {alpha!r}.")
-    alpha = None if alpha is None else round(float(alpha), 6)  # np.float32(0.35) is 0.35
+    alpha = None if alpha is None else round(real_number("alpha", alpha, "(0, inf)"), 6)  # np.float32(0.35) is 0.35
     if str(name).startswith(HUB_PREFIX):
         return _load_preset(name, weights, image_size, alpha=alpha, channels=channels)
     folder = fetch_backbone(weights) if is_saved_backbone(weights) else None
@@ -155,18 +152,6 @@ def load_backbone(
         num_features=model.output_shape[-1],
         alpha=alpha if entry.alphas else None,
     )
-
-
-def whole_number(name: str, value: Any) -> int:
-    """Get a whole number of whatever kind as Python's.
-
-    Raises:
-        ValueError: it is none, such as 1e1; `name` is said.
-    """
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be a whole number, received {value!r}.") from None
 
 
 def small_backbone(image_size: int = 32, *, width: int = 32, num_stages: int = 4) -> Backbone:

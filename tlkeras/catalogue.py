@@ -81,7 +81,7 @@ def find_entry(name: str) -> Entry:
     Raises:
         ValueError: no such net; the nearest names are given.
     """
-    if name not in CATALOGUE:
+    if not isinstance(name, str) or name not in CATALOGUE:
         lower = {known.lower(): known for known in CATALOGUE}
         near = [lower[match] for match in difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)]
         hint = f"did you mean {' or '.join(near)}?" if near else "list_backbones() names them all."

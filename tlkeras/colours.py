@@ -11,6 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from tlkeras.arguments import real_number
+
 # sRGB under D65 to XYZ over the white point, and XYZ to Lab (CIE 15:2004); held against scikit-image by a test.
 _XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 _WHITE = np.array([0.95047, 1.0, 1.08883])
@@ -64,7 +66,6 @@ def rebalancing(frequency: np.ndarray, share: float) -> np.ndarray:
         frequency: Of each bin, sums to 1.
         share: Of the frequency in the mixture with a uniform one.
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"rebalance must lie in [0, 1), got {share}.")
+    real_number("rebalance", share, "[0, 1)")
     weights = 1 / (share * frequency + (1 - share) / len(frequency))
     return (weights / (frequency @ weights)).astype("float32")

@@ -13,8 +13,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from tlkeras.arguments import whole_number
 from tlkeras.augmentation import change_batch
-from tlkeras.pipelines import PictureBatches, Pixels, check_batch_size, make_pipeline
+from tlkeras.pipelines import PictureBatches, Pixels, make_pipeline
 from tlkeras.scan import SetAside
 from tlkeras.splits import SPLITS
 
@@ -208,7 +209,7 @@ def check_options(batch_size: int, augment: str | keras.Layer | None = None) -> 
     Raises:
         ValueError: when `batch_size` is no whole number from 1, or `augment` none of what `load_folder` takes.
     """
-    check_batch_size(batch_size)
+    whole_number("batch_size", batch_size, 1)
     change_batch(augment)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tlkeras.arguments import whole_number
 from tlkeras.features import Features
 from tlkeras.intervals import Interval, paired_interval, wilson_interval
 from tlkeras.probes import check_classes, fit_probe
@@ -108,8 +109,7 @@ def probe(
             classifier = fit_probe(values, features.labels, kind=kind, seed=seed)
             right.append(classifier.predict(held_out.stages[name]) == held_out.labels)
         return _judge_once(names, np.stack(right))
-    if num_resamples < 2:
-        raise ValueError(f"num_resamples must be 2 or more, got {num_resamples}.")
+    num_resamples = whole_number("num_resamples", num_resamples, 2)
     accuracies, sizes = [], []
     for train, test in cut(features.labels, groups, num_resamples, seed):
         sizes.append((len(test) / len(train), len(test)))

@@ -17,6 +17,7 @@ from io import StringIO
 import keras
 import numpy as np
 
+from tlkeras.arguments import real_number, whole_number
 from tlkeras.backbones import Backbone
 from tlkeras.engines import KerasEngine
 from tlkeras.freezing import transfer_of
@@ -70,8 +71,7 @@ def build_detector(
     """
     if not isinstance(backbone, Backbone):
         raise TypeError(f"backbone comes from load_backbone(name), got {type(backbone).__name__}.")
-    if num_classes < 1 or width < 1:
-        raise ValueError(f"num_classes and width must be at least 1, got {num_classes} and {width}.")
+    num_classes, width = whole_number("num_classes", num_classes, 1), whole_number("width", width, 1)
     if stage is None:
         sides = {name: backbone.model.get_layer(name).output.shape[1] for name in backbone.stages}
         fine = [name for name, side in sides.items() if 24 * side > backbone.image_size]  # a stride of 16, not of 32
@@ -155,8 +155,7 @@ def detect(model: keras.Model, images: np.ndarray, *, threshold: float = 0.3, mo
 
     if np.shape(images)[1:] != _detector(model).input_shape[1:]:
         raise ValueError(f"The model takes pictures of shape {model.input_shape}, got {np.shape(images)}.")
-    if not 0 < threshold < 1 or most < 1:
-        raise ValueError(f"threshold lies between 0 and 1 and most is at least 1, got {threshold} and {most}.")
+    threshold, most = real_number("threshold", threshold, "(0, 1)"), whole_number("most", most, 1)
     if not len(images):
         return []
     check_range(np.asarray(images))
@@ -202,8 +201,7 @@ def average_precision(
         raise ImportError("average_precision needs pycocotools: pip install pycocotools") from error
     if not len(found) == len(boxes) == len(labels):
         raise ValueError(f"Pictures: {len(found)} looked at, {len(boxes)} with boxes, {len(labels)} with labels.")
-    if not 0 < overlap <= 1:
-        raise ValueError(f"overlap is a share in (0, 1], got {overlap}.")
+    overlap = real_number("overlap", overlap, "(0, 1]")
     for k, (some, names) in enumerate(zip(boxes, labels, strict=True)):
         some = np.asarray(some, np.float64).reshape(-1, 4)
         if len(some) != len(names) or not (some[:, :2] < some[:, 2:]).all():

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tlkeras.arguments import whole_number
+
 _CHAINS, _SETTLE, _STEPS = 1500, 8, 32  # points followed at once; steps thrown away; steps drawn
 
 
@@ -274,5 +276,4 @@ def _stamp(picture: np.ndarray, glyph: np.ndarray, share: float, rng: np.random.
 
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
-        if not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        whole_number(name, value, 1)

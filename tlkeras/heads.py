@@ -8,6 +8,7 @@ from numbers import Integral
 
 import keras
 
+from tlkeras.arguments import real_number, whole_number
 from tlkeras.backbones import Backbone
 
 TASKS = ("classification", "binary", "multi-label", "regression", "detection")
@@ -76,10 +77,8 @@ def build_head(
     if not isinstance(hidden, Sequence) or isinstance(hidden, str):
         raise ValueError(f"hidden lists the units of each layer, such as (256,), got {hidden!r}.")
     for name, value in [("num_outputs", num_outputs), *(("hidden", units) for units in hidden)]:
-        if not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}.")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is a share in [0, 1), got {dropout!r}.")
+        whole_number(name, value, 1)
+    real_number("dropout", dropout, "[0, 1)")
     pools = {
         "avg": keras.layers.GlobalAveragePooling2D,
         "max": keras.layers.GlobalMaxPooling2D,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import keras
 
+from tlkeras.arguments import real_number
 from tlkeras.freezing import stage_depths, transfer_of
 
 
@@ -62,8 +63,7 @@ def warmup_cosine(peak: float, num_steps: int, warmup: float) -> keras.optimizer
     Raises:
         ValueError: If `peak` is not a positive number.
     """
-    if not (math.isfinite(peak) and peak > 0):
-        raise ValueError(f"learning_rate must be positive, got {peak!r}.")
+    peak = real_number("learning_rate", peak, "(0, inf)")
     rising = int(warmup * num_steps)
     if rising < 1:
         return keras.optimizers.schedules.CosineDecay(peak, max(num_steps, 1))

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from tlkeras.arguments import whole_number
+
 logger = logging.getLogger("tlkeras")
 
 # A closed list: Pillow knows formats (EPS) that start other programs, and nobody's photographs are in them.
@@ -193,8 +195,7 @@ def reserve(num_pictures: int, image_size: int) -> tuple[np.ndarray | PictureFil
     Raises:
         ValueError: when `image_size` is no side in pixels.
     """
-    if not isinstance(image_size, int | np.integer) or image_size < 1:
-        raise ValueError(f"image_size is a side in pixels, a whole number from 1, not {image_size!r}.")
+    image_size = whole_number("image_size", image_size, 1)
     shape = (num_pictures, image_size, image_size, 3)
     num_bytes = math.prod(shape)
     if num_bytes <= min(MEMORY_LIMIT, MEMORY_SHARE * _available_memory()):

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tlkeras.arguments import whole_number
 from tlkeras.augmentation import change_batch
 from tlkeras.pictures import PictureFile
 
@@ -146,7 +147,7 @@ def make_batches(images: np.ndarray, labels: np.ndarray, *, batch_size: int = 32
     >>> [labels.numpy().tolist() for _, labels in tl.make_batches(np.zeros((5, 8, 8, 3)), np.arange(5), batch_size=2)]
     [[0, 1], [2, 3], [4]]
     """
-    check_batch_size(batch_size)
+    whole_number("batch_size", batch_size, 1)
     if len(images) != len(labels) or not len(labels):
         raise ValueError(f"It takes images, and one label an image; got {len(images)} images and {len(labels)} labels.")
     numbers = np.arange(len(labels))
@@ -166,12 +167,6 @@ def check_pictures(batch: Any, shape: tuple) -> None:
     if images.ndim != len(shape) or any(wanted not in (None, side) for side, wanted in sides):
         raise ValueError(f"The model takes pictures of shape {shape}, got {images.shape}.")
     check_range(images)
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Refuse what is no whole number from 1 with a ValueError."""
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ValueError(f"batch_size is a whole number from 1, not {batch_size!r}.")
 
 
 def check_data(data: Any) -> None:

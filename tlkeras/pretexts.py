@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
+from tlkeras.arguments import real_number
 from tlkeras.backbones import Backbone
 from tlkeras.embeddings import nt_xent, spread, vicreg_loss
-from tlkeras.views import check_share, crop, two_views
+from tlkeras.views import crop, two_views
 
 
 class Pretext(ABC):
@@ -58,7 +59,7 @@ class Classes(Pretext):
 
     def __post_init__(self):
         """Refuse windows that cannot be."""
-        check_share(self.smallest)
+        real_number("smallest", self.smallest, "(0, 1]")
 
     def build(self, backbone: Backbone) -> keras.Model:
         """Put a dense layer on the pooled features."""
@@ -141,9 +142,8 @@ class SimCLR(Pretext):
 
     def __post_init__(self):
         """Refuse windows that cannot be, and a temperature that divides by nothing."""
-        check_share(self.smallest)
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature!r}.")
+        real_number("smallest", self.smallest, "(0, 1]")
+        real_number("temperature", self.temperature, "(0, inf)")
 
     def build(self, backbone: Backbone) -> keras.Model:
         """Put the projection on the pooled features: one hidden layer."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
-import numbers
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from tlkeras.backbones import Backbone, whole_number
+from tlkeras.arguments import real_number, whole_number
+from tlkeras.backbones import Backbone
 from tlkeras.checks import Checks, RunFolder, run_identity
 from tlkeras.optimizers import warmup_cosine
 from tlkeras.pipelines import without_autotuning
@@ -50,22 +49,12 @@ class Pretraining:
 
     def __post_init__(self):
         """Refuse what cannot be run; numbers of NumPy become Python's, which JSON and TensorFlow take."""
-        for name in ("steps", "batch_size", "checks", "seed"):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
-        for name in ("learning_rate", "weight_decay"):
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Real) or not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, got {value!r}.")
-            object.__setattr__(self, name, float(value))
-        for name in ("steps", "checks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2, got {self.batch_size}.")
+        for name, least in (("steps", 1), ("batch_size", 2), ("checks", 1), ("seed", None)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        for name, interval in (("learning_rate", "(0, inf)"), ("weight_decay", "[0, inf)")):
+            object.__setattr__(self, name, real_number(name, getattr(self, name), interval))
         if self.steps % self.checks:
             raise ValueError(f"steps={self.steps} cannot be divided into {self.checks} checks: change one of them.")
-        if not self.learning_rate > 0 or self.weight_decay < 0:
-            raise ValueError("learning_rate must be positive and weight_decay 0 or more.")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tlkeras.arguments import whole_number
 from tlkeras.fractals import background
 from tlkeras.pretexts import Classes
 
@@ -130,8 +131,7 @@ def make_struck_objects(count: int, *, image_size: int = 96, seed: int = 0) -> S
     >>> things.images.shape, things.sounds.shape
     ((5, 32, 32, 3), (5, 4000))
     """
-    if count < 1 or image_size < 8:
-        raise ValueError(f"count must be at least 1 and image_size at least 8, got {count} and {image_size}.")
+    count, image_size = whole_number("count", count, 1), whole_number("image_size", image_size, 8)
     images, sounds = np.empty((count, image_size, image_size, 3), np.uint8), np.empty((count, SAMPLES), np.float32)
     materials, shapes = np.empty(count, np.int64), np.empty(count, np.int64)
     for k in range(count):

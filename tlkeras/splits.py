@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from tlkeras.arguments import real_number
 from tlkeras.duplicates import encode, join, near_duplicates, sets
 from tlkeras.scan import Picture, composed
 
@@ -48,11 +49,10 @@ class Split:
 
     def __post_init__(self):
         """Refuse shares that leave a side without pictures."""
-        if not 0 < self.validation < 1 or not 0 <= self.test < 1 or self.validation + self.test >= 1:
-            raise ValueError(
-                "Expected shares with 0 < validation, 0 <= test and validation + test < 1; "
-                f"got validation={self.validation}, test={self.test}."
-            )
+        real_number("validation", self.validation, "(0, 1)")
+        real_number("test", self.test, "[0, 1)")
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation={self.validation} and test={self.test} leave nothing to train on.")
 
 
 @dataclass(frozen=True)

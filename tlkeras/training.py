@@ -17,6 +17,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from tlkeras.arguments import real_number, whole_number
 from tlkeras.audit import AuditReport, FreezeAudit, FreezeError
 from tlkeras.batches import check_batches, check_labels, count_batches
 from tlkeras.checkpoints import Checkpoint
@@ -71,16 +72,12 @@ class Settings:
 
     def __post_init__(self):
         """Refuse values outside their range."""
-        for name, low, high in [("label_smoothing", 0, 0.999), ("warmup", 0, 1), ("stage_decay", 1e-6, 1),
-                                ("interpolate", 1e-6, 1)]:  # fmt: skip
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} lies in [{low}, {high}], got {getattr(self, name)}.")
-        if self.head_factor <= 0:
-            raise ValueError(f"head_factor must be positive, got {self.head_factor}.")
-        for name, low in [("patience", 1), ("views", 0)]:
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | np.integer) and value >= low):
-                raise ValueError(f"{name} must be None or a whole number of at least {low}, got {value!r}.")
+        for name, interval in [("label_smoothing", "[0, 1)"), ("warmup", "[0, 1]"), ("head_factor", "(0, inf)"),
+                               ("stage_decay", "(0, 1]"), ("interpolate", "(0, 1]")]:  # fmt: skip
+            real_number(name, getattr(self, name), interval)
+        for name, least in [("patience", 1), ("views", 0)]:
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name), least)
 
 
 def train_head(
@@ -217,8 +214,7 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
     started = time.perf_counter()
     if not isinstance(settings, Settings):
         raise ValueError(f"settings are Settings(patience=3, ...), got {settings!r}.")
-    if not isinstance(epochs, int | np.integer) or epochs < 1:
-        raise ValueError(f"epochs must be a whole number of at least 1, got {epochs!r}.")
+    epochs, learning_rate = whole_number("epochs", epochs, 1), real_number("learning_rate", learning_rate, "(0, inf)")
     weights = class_weights(model, settings.class_weight)
     train, validation = without_autotuning(train), without_autotuning(validation)
     num_pictures = check_batches(model, train)
@@ -226,7 +222,7 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
     if validation is not None:
         check_batches(model, validation)
         held_out = (validation,)
-    call = {"epochs": int(epochs), "learning_rate": float(learning_rate), "class_weight": weights}
+    call = {"epochs": epochs, "learning_rate": learning_rate, "class_weight": weights}
     for name in ("patience", "label_smoothing", "warmup", "head_factor", "stage_decay", "views"):
         call[name] = None if getattr(settings, name) is None else float(getattr(settings, name))
     call["batches"] = [num_batches, held_out and count_batches(validation)]

@@ -9,16 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 
-def check_share(smallest: float) -> None:
-    """Refuse a smallest window that is no share of an area.
-
-    Raises:
-        ValueError: If it does not lie above 0 and up to 1.
-    """
-    if not 0 < smallest <= 1:
-        raise ValueError(f"smallest is a share of a picture's area, above 0 and up to 1, got {smallest!r}.")
-
-
 def crop(images: Any, draw: Any, smallest: float) -> Any:
     """Take a window of `smallest` to all of each picture's area, enlarge it to the full size, mirror half of them.
 
