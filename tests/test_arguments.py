@@ -31,6 +31,7 @@ def test_without_a_least_any_whole_number_will_do():
         ("(0, 1]", [1e-9, 1, np.int64(1)], [0, -0.0, 1.001]),
         ("(0, inf)", [1e-300, 1e300], [0, -1, float("inf"), float("nan")]),
         ("[0, inf)", [0, 7], [-1, float("inf")]),
+        ("(0, inf]", [0.5, float("inf")], [0, float("nan")]),
     ],
 )
 def test_an_interval_holds_its_ends_as_written(interval, inside, outside):

@@ -151,7 +151,7 @@ MISTAKES = [
     (lambda it: tl.Settings(label_smoothing="0.1"), r"label_smoothing must be a number in \[0, 1\), got '0.1'"),
     (lambda it: tl.Split("0.2"), r"validation must be a number in \(0, 1\), got '0.2'"),
     (lambda it: tl.load_backbone(["MobileNetV2"]), r"There is no backbone \['MobileNetV2'\]: did you mean MobileNet"),
-    (lambda it: tl.advise(it.data, it.backbone, budget="60"), r"budget must be a number in \(0, inf\), got '60'"),
+    (lambda it: tl.advise(it.data, it.backbone, budget="60"), r"budget must be a number in \(0, inf\], got '60'"),
     (lambda it: tl.probe(it.features, num_resamples=1), "num_resamples must be a whole number of at least 2, got 1"),
     (lambda it: tl.pretrain(it.backbone, it.images, tl.Rotation(), judge=it.images, settings=SHORT), "pair .* ndarray"),
 ]

@@ -110,7 +110,7 @@ def advise(data: Data, backbone: str | Backbone = "MobileNetV2", *, budget: floa
         ValueError: If the budget is not positive, the labels are not one class a picture, a class has fewer than 4
             training pictures, or all pictures, or all of a class, are of one group.
     """
-    real_number("budget", budget, "(0, inf)")
+    real_number("budget", budget, "(0, inf]")
     check_classes(data)
     counts = np.bincount(data.labels["train"], minlength=data.num_classes)
     if counts.min() < 4:

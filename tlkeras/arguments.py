@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import operator
 from typing import Any
@@ -31,12 +30,12 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
 
 
 def real_number(name: str, value: Any, interval: str) -> float:
-    """Get a number of whatever kind as Python's float, if it is finite and in an interval.
+    """Get a number of whatever kind as Python's float, if it lies in an interval; NaN lies in none.
 
     Args:
         name: Of the argument, for the error.
         value: What was given for it.
-        interval: As mathematicians write it: "(0, 1]" is above 0 and at most 1, "[0, inf)" 0 or more.
+        interval: As mathematicians write it: "(0, 1]" is above 0 and at most 1, "[0, inf)" 0 or more and finite.
 
     Raises:
         ValueError: If it is no number, such as "0.1", or lies outside; `name` and the interval are said.
@@ -50,7 +49,6 @@ def real_number(name: str, value: Any, interval: str) -> float:
     low, high = map(float, interval[1:-1].split(","))
     if (
         not isinstance(value, numbers.Real)
-        or not math.isfinite(value)
         or not low <= value <= high
         or (value == low and interval[0] == "(")
         or (value == high and interval[-1] == ")")
