@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_refused(pictures):
     everything = part(pictures, slice(None))
     with pytest.raises(ValueError, match=r"\['x'\] are not those of training"):
         probe(everything, Features({"x": np.zeros((2, 2))}, np.zeros(2, int), "", 0))
-    with pytest.raises(ValueError, match="2 or more, got 1"):
+    with pytest.raises(ValueError, match="num_resamples must be a whole number of at least 2, got 1"):
         probe(everything, num_resamples=1)
     with pytest.raises(ValueError, match="'softmax', 'svm', 'knn', 'centroid', got 'tree'"):
         probe(everything, kind="tree")
