@@ -14,6 +14,7 @@ from pathlib import Path
 
 SCRIPTS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.py")) if not path.stem.startswith("_")}
 FOLDERS = {
+    "startup": 0,
     "autotuning": 0,
     "tracing": 0,
     "slices": 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import tempfile
@@ -49,7 +50,7 @@ def start_lesson() -> str:
 def import_keras() -> None:
     """Import Keras and look for devices with the start-up lines kept back; they are shown if that fails."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with captured_stderr() as read:
+    with captured_stderr() as read, _uncollected():
         try:
             import keras
 
@@ -60,6 +61,24 @@ def import_keras() -> None:
         except BaseException:
             sys.__stderr__.write(read())
             raise
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector away from the hundreds of thousands of objects that an import makes and that stay.
+
+    It goes through them many times in vain, a fifth of the seconds that importing TensorFlow takes, and again whenever
+    it looks at everything later. Where Keras is there already, nothing is imported and nothing changed.
+    """
+    if "keras" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _has_gpu() -> bool:
