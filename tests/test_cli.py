@@ -103,10 +103,10 @@ def test_the_command_line_is_silent_about_tensorflow(finished):
         assert noise not in done.stderr + done.stdout
 
 
-def test_predict_prints_probabilities_that_sum_to_one(finished, photos):
+def test_predict_prints_probabilities_that_sum_to_one(finished, photos, run_here):
     out, _ = finished
     picture = next((photos / "ant").glob("*.png"))
-    done = run("predict", out, picture, "--json")
+    done = run_here("predict", out, picture, "--json")
     (row,) = json.loads(done.stdout)
     assert row["path"] == str(picture) and "heat" not in row
     assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
@@ -170,11 +170,19 @@ def test_a_finished_run_is_not_overwritten_unless_asked(finished, photos, run_he
         (["predict", "nowhere", "x.jpg"], 1, "nowhere"),
     ],
 )
-def test_the_users_errors_end_in_one_line_and_usage_in_status_2(arguments, status, said, tmp_path, monkeypatch):
+def test_the_users_errors_end_in_one_line_and_usage_in_status_2(
+    arguments, status, said, tmp_path, monkeypatch, run_here
+):
     monkeypatch.chdir(tmp_path)
-    done = run(*arguments)
+    done = run_here(*arguments)
     assert done.returncode == status
     assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_users_error_is_all_that_is_printed(tmp_path):
+    done = run("fit", tmp_path / "nowhere", "--out", tmp_path / "x")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "nowhere" in done.stderr
 
 
 def test_weights_out_of_reach_end_in_a_line_that_tells_the_next_step(photos, tmp_path):
@@ -206,7 +214,7 @@ def test_a_killed_fit_goes_on_with_the_same_command_and_leaves_no_half_run(photo
     assert state.exists() and not out.exists()
     refused = run_here(*arguments, "--seed", 7)
     assert refused.returncode == 1 and "seed" in refused.stderr
-    done = run(*arguments)
+    done = run_here(*arguments)
     assert done.returncode == 0, done.stderr
     assert (out / "metrics.json").exists() and not state.parent.parent.exists()
 
@@ -253,7 +261,7 @@ def test_predictions_of_a_regression_are_printed(run_here, monkeypatch):
 
 def test_probe_names_the_stages_with_intervals_and_stores_what_it_computed(photos, tmp_path, run_here):
     options = ("--weights", "embedded", "--image-size", 64)
-    first = run("probe", photos, *options, "--json", TLKERAS_CACHE=str(tmp_path))
+    first = run_here("probe", photos, *options, "--json", TLKERAS_CACHE=str(tmp_path))
     assert first.returncode == 0, first.stderr
     found = json.loads(first.stdout)
     assert len(found["stages"]) == 7 and found["best"] in [stage["name"] for stage in found["stages"]]
