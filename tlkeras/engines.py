@@ -109,7 +109,8 @@ class OpenVINOEngine:
                     self._compiled[dtype] = self._compile(dtype)
                 compiled = self._compiled[dtype]
                 wanted = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-                free = [compiled.create_infer_request() for _ in range(wanted)]
+                # Twice as many as run at a time: the next ones lie ready while results are fetched.
+                free = [compiled.create_infer_request() for _ in range(2 * wanted)]
             if dtype is np.uint8 and images.dtype != dtype:
                 raise ValueError(f"Batches are of one type: the first held uint8, a later one {images.dtype}.")
             images = np.ascontiguousarray(images, dtype=dtype)
