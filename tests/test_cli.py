@@ -242,6 +242,17 @@ def test_a_wrong_path_leaves_nothing_that_the_right_one_trips_over(tmp_path, run
     assert list(tmp_path.iterdir()) == []
 
 
+def test_pictures_are_as_large_as_the_network_is_made_for_unless_told_otherwise(photos, monkeypatch):
+    from tlkeras.runs import _load
+
+    arguments = {"folder": photos, "backbone": "Xception", "weights": "random", "alpha": None, "image_size": None}
+    data, backbone = _load({**arguments, "seed": 0, "groups": None})
+    assert (data.image_size, backbone.image_size) == (299, 299)
+    monkeypatch.setattr("tlkeras.backbones.load_backbone", lambda *_, **__: pytest.fail("a network was loaded first"))
+    with pytest.raises(ValueError, match="no folder 'fotos'"):
+        _load({**arguments, "folder": "fotos"})
+
+
 def test_a_damaged_store_can_be_cleared(tmp_path, run_here):
     from tlkeras.store import FeatureStore
 

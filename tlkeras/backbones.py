@@ -82,11 +82,11 @@ def load_backbone(
         name: one of `list_backbones()`, MobileNetV2 by default; or "hub:PRESET", a KerasHub preset or the folder of one
             (`pip install keras-hub`), with the preset's own weights unless they are None.
         weights: "imagenet" (from the Keras cache, else downloaded into it; KERAS_HOME says where it is), "embedded"
-            (carried by this package: MobileNetV2 at alpha 0.35, best at about 96 pixels), "auto" (ImageNet where in
+            (carried by this package: MobileNetV2 at alpha 0.35, trained at 96 pixels), "auto" (ImageNet where in
             reach, else another width in the cache, else embedded whatever the name: one logged line says so), a file
             (.h5, .weights.h5, .keras, .npz), the folder or address of a saved backbone (`save_backbone`,
             `fetch_backbone`; its card gives name, width and size), or None: random.
-        image_size: height and width in pixels; by default the size that the net was trained at.
+        image_size: height and width in pixels; by default the net's own, mostly 224.
         alpha: width multiplier of the MobileNets; by default the width of the weights (1.0 for "imagenet").
         channels: 3 for RGB; 1 for grey pictures (batch, height, width, 1), repeated over three channels. By default
             those of the saved backbone, else 3.

@@ -23,6 +23,7 @@ app = typer.Typer(
 Strategy = Literal["probe", "head", "fine-tune", "probe+fine-tune", "auto"]
 BACKBONE = "A name from keras.applications, or hub:PRESET of KerasHub. By default MobileNetV2, or what --weights holds."
 WEIGHTS = "auto, imagenet, embedded, random, a file, or the folder or address of a saved backbone."
+IMAGE_SIZE = "Height and width in pixels; by default the network's own, mostly 224."
 ProbeKind = Literal["softmax", "svm", "knn", "centroid"]
 
 
@@ -53,7 +54,7 @@ def fit(
     weights: Annotated[str, typer.Option(help=WEIGHTS)] = "auto",
     alpha: Annotated[float | None, typer.Option(help="Width of a MobileNet.")] = None,
     strategy: Annotated[Strategy, typer.Option(help="What to train.")] = "fine-tune",
-    image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
+    image_size: Annotated[int | None, typer.Option(help=IMAGE_SIZE)] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 32,
     augment: Annotated[
         bool, typer.Option(help="Mirror and crop while training; not for text, or left and right.")
@@ -146,7 +147,7 @@ def probe(
     weights: Annotated[str, typer.Option(help=WEIGHTS)] = "auto",
     alpha: Annotated[float | None, typer.Option(help="Width of a MobileNet.")] = None,
     kind: Annotated[ProbeKind, typer.Option(help="The classifier on the features.")] = "softmax",
-    image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
+    image_size: Annotated[int | None, typer.Option(help=IMAGE_SIZE)] = None,
     seed: Annotated[int, typer.Option(help="Of the split and the folds.")] = 0,
     groups: Annotated[str | None, typer.Option(help="As for fit.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print an object instead of a table.")] = False,
@@ -180,7 +181,7 @@ def advise(
     backbone: Annotated[str | None, typer.Option(help=BACKBONE)] = None,
     weights: Annotated[str, typer.Option(help=WEIGHTS)] = "auto",
     alpha: Annotated[float | None, typer.Option(help="Width of a MobileNet.")] = None,
-    image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
+    image_size: Annotated[int | None, typer.Option(help=IMAGE_SIZE)] = None,
     budget: Annotated[float, typer.Option(help="Seconds that the measuring may take, roughly.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Of the split and the resamples.")] = 0,
     groups: Annotated[str | None, typer.Option(help="As for fit.")] = None,
@@ -227,7 +228,7 @@ def cache(
 
 @app.command()
 def demo(seed: Annotated[int, typer.Option(help="Of the heads and of the network from scratch.")] = 0) -> None:
-    """Show transfer against training from scratch, in about a minute and without a network."""
+    """Compare transfer with training from scratch: one to one and a half minutes, offline."""
     _talk()
     from tlkeras.runs import run_demo
 

@@ -72,7 +72,12 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
         "duplicates": [list(paths) for paths in data.duplicates],
         "leaks": [list(paths) for paths in data.duplicates if len({side[path] for path in paths}) > 1],
         "kept_epoch": result.history.kept,
-        "backbone": {"name": backbone.name, "alpha": backbone.alpha, "weights": str(backbone.weights)},
+        "backbone": {
+            "name": backbone.name,
+            "alpha": backbone.alpha,
+            "weights": str(backbone.weights),
+            "image_size": backbone.image_size,
+        },
         "strategy": result.strategy,
         "advice": result.advice and result.advice.to_dict(),
         "arguments": arguments,
@@ -181,14 +186,16 @@ def _load(arguments: dict) -> tuple:
     """The data and the backbone that the arguments of a command name."""
     from tlkeras.backbones import load_backbone
     from tlkeras.loaders import load_folder
+    from tlkeras.scan import find_folder
     from tlkeras.splits import Split
 
-    size, split = arguments["image_size"], Split(groups=arguments["groups"])
-    options = {"batch_size": arguments["batch_size"]} if "batch_size" in arguments else {}
-    data = load_folder(arguments["folder"], image_size=size, seed=arguments["seed"], split=split, **options)
+    folder = find_folder(arguments["folder"])  # a wrong path is said before the seconds that a network takes
     weights = None if arguments["weights"] == "random" else arguments["weights"]
-    options = {"image_size": size, "alpha": arguments["alpha"], "channels": 3}  # pictures of files are RGB
-    return data, load_backbone(arguments["backbone"], weights=weights, **options)
+    options = {"image_size": arguments["image_size"], "alpha": arguments["alpha"]}
+    backbone = load_backbone(arguments["backbone"], weights=weights, channels=3, **options)  # files are RGB
+    options = {"batch_size": arguments["batch_size"]} if "batch_size" in arguments else {}
+    options |= {"image_size": backbone.image_size, "seed": arguments["seed"]}
+    return load_folder(folder, split=Split(groups=arguments["groups"]), **options), backbone
 
 
 def _unfinished(out: Path, arguments: dict) -> Path:
