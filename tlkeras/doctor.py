@@ -47,5 +47,5 @@ def examine() -> Iterator[tuple[str, str, str | None]]:
         for alpha in entry.alphas or (None,)
         if weights_in_reach(name, alpha)
     ]
-    advice = None if cached else "downloaded at first use; without a network take --weights embedded"
+    advice = None if cached else "downloaded at first use; offline, auto takes the embedded weights"
     yield "ImageNet weights here", ", ".join(cached) or "none", advice

@@ -1,4 +1,4 @@
-"""The embedded world: pictures without limit and without a network.
+"""The embedded world: pictures without limit, made offline.
 
 A fractal class is one iterated function system, a handful of affine maps (Kataoka et al. 2020,
 "Pre-training without Natural Images", https://arxiv.org/abs/2101.08515). Systems are drawn as Anderson

@@ -36,8 +36,8 @@ def unfreeze_top(model: keras.Model, stages: int | float | str = 1, *, batch_nor
 
     Args:
         model: From `build_classifier`.
-        stages: How many of the last stages (int; 0 freezes all), which share of the backbone's layers with
-            weights (float in (0, 1]; 1.0 is everything), or the name of a stage: what lies above it trains.
+        stages: How many of the last stages (int; 0 freezes all), which share of the backbone's layers
+            that may train (float in (0, 1]; 1.0 is everything), or the name of a stage: what lies above it trains.
         batch_norm: True lets batch norm train as well: its weights, and in `fit` its statistics. With batches
             of 32 and a few hundred pictures that is what makes fine-tuning fail.
 

@@ -65,7 +65,7 @@ def build_head(
 
     Returns:
         A `keras.Sequential` from (batch, height, width, channels) to logits (batch, num_outputs), without a
-        softmax: losses are told so, and `evaluation.predict` applies it.
+        softmax: losses are told so, and `predictions.predict` applies it.
 
     Raises:
         ValueError: If a count is not a whole number of 1 or more, dropout outside [0, 1) or pooling unknown.

@@ -64,9 +64,11 @@ def transfer(
             "fine-tune" (the head, then the top of the backbone at a low learning rate, undone where it does not help),
             "probe+fine-tune" (the same from the probe's weights: LP-FT, Kumar et al. 2022,
             https://arxiv.org/abs/2202.10054) or "auto" (what `advise` says); or an `Advice`, to follow it.
-        stages: What fine-tuning unfreezes, as in `unfreeze_top`; or names of stages, as in `unfreeze_stages`.
+        stages: What fine-tuning unfreezes, as in `unfreeze_top`; or names of stages, as in `unfreeze_stages`. An advice
+            brings its own.
         augment: What changes the training pictures where the data were not given a way, as in `load_folder`. "light"
-            mirrors them: take None where a mirrored picture is of another class. A probe sees them as they are.
+            mirrors and crops them a little: take None for text, or where left and right matter. A probe sees them as
+            they are.
         seed: Of the head's first weights, the order of pictures and the augmentation.
         settings: As in `train_head` and `fine_tune`; `data.class_weight` is used where it names none. Its run folder
             gets a folder for each strategy and seed.

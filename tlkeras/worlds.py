@@ -1,4 +1,4 @@
-"""Near pictures for a lesson: computed ones without a network, photographs with one."""
+"""Near pictures for a lesson: computed ones offline, photographs online."""
 
 from __future__ import annotations
 
