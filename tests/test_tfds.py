@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import http.server
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -95,15 +97,66 @@ def test_examples_without_a_label_are_set_aside_and_sets_without_any_refused(tmp
         load_tfds(str(tmp_path / "none"), image_size=8)
 
 
-def test_a_failing_download_says_what_was_tried(tmp_path, monkeypatch):
+@functools.cache
+def served_class():
+    """A set whose archive is downloaded from `address`, as the builders of the catalogue do it."""
     tfds = pytest.importorskip("tensorflow_datasets")
 
-    def refused(*args, **options):
-        raise OSError("network is unreachable")
+    class Served(tiny_class()):
+        """Two classes of PNG files in a zip archive."""
 
-    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", refused)
-    with pytest.raises(ConnectionError, match=r"mnist.*network is unreachable.*looked for in.*data_dir="):
-        load_tfds("mnist", data_dir=tmp_path)
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(dl_manager.download_and_extract(self.address))}
+
+        def _generate_examples(self, folder):
+            for file in sorted(tfds.core.Path(folder).glob("*/*.png")):
+                yield f"{file.parent.name} {file.name}", {"image": file, "label": file.parent.name}
+
+    return Served
+
+
+@pytest.fixture
+def web_server(tmp_path):
+    """The folder `web` behind an address of this machine; gives both, and a function that ends it."""
+    (tmp_path / "web").mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "web"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+
+    def end():
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    yield tmp_path / "web", f"http://127.0.0.1:{server.server_port}", end
+    if thread.is_alive():
+        end()
+
+
+def test_a_set_is_downloaded_by_name_once_and_read_from_disk_afterwards(tmp_path, web_server, monkeypatch):
+    web, address, end = web_server
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for number in range(10):
+        for shift, name in enumerate(("cat", "dog")):
+            save_picture(tmp_path / "files" / name / f"{number}.png", 7000 + 2 * number + shift, size=(8, 8))
+    shutil.make_archive(str(web / "pets"), "zip", tmp_path / "files")
+    served_class().address = f"{address}/pets.zip"
+    first = load_tfds("served", data_dir=tmp_path / "sets", image_size=8)
+    assert first.counts == {"train": {"cat": 8, "dog": 8}, "validation": {"cat": 2, "dog": 2}}
+    files = [decode_picture(file, 8).astype("float32") for file in (tmp_path / "files").rglob("*.png")]
+    seen = set(digests(first.train)) | set(digests(first.validation))
+    assert seen == {hashlib.sha256(image.tobytes()).hexdigest() for image in files}
+    end()
+    again = load_tfds("served", data_dir=tmp_path / "sets", image_size=8)
+    assert digests(again.validation) == digests(first.validation)
+
+
+def test_a_failing_download_says_soon_what_was_tried(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setattr("tlkeras.tfds.RETRIES", 0)
+    with pytest.raises(ConnectionError, match=r"tf_flowers.*Max retries.*flower_photos.*looked for in.*data_dir="):
+        load_tfds("tf_flowers", data_dir=tmp_path)
 
 
 def test_an_unknown_tfds_name_is_answered_with_near_ones(monkeypatch):

@@ -72,12 +72,8 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
         "duplicates": [list(paths) for paths in data.duplicates],
         "leaks": [list(paths) for paths in data.duplicates if len({side[path] for path in paths}) > 1],
         "kept_epoch": result.history.kept,
-        "backbone": {
-            "name": backbone.name,
-            "alpha": backbone.alpha,
-            "weights": str(backbone.weights),
-            "image_size": backbone.image_size,
-        },
+        "backbone": {"weights": str(backbone.weights)}
+        | {key: getattr(backbone, key) for key in ("name", "alpha", "image_size")},
         "strategy": result.strategy,
         "advice": result.advice and result.advice.to_dict(),
         "arguments": arguments,
