@@ -65,7 +65,7 @@ def test_vgg16_is_keras_applications_with_its_relu_apart(tmp_path):
         if layer.weights:
             layer.set_weights(whole.get_layer(layer.name).get_weights())
     images = np.random.default_rng(0).uniform(0, 255, (2, 224, 224, 3)).astype("float32")
-    expected = keras.Model(whole.inputs, whole.get_layer("fc2").output)(
+    expected = keras.Model(whole.inputs[0], whole.get_layer("fc2").output)(
         keras.applications.vgg16.preprocess_input(images.copy())
     )
     np.testing.assert_allclose(backbone.model(images), expected, rtol=1e-3, atol=1e-5)

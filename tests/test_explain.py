@@ -97,11 +97,12 @@ MORE = [pytest.param(net, marks=pytest.mark.slow) for net in ("ResNet50", "Effic
 
 @pytest.mark.parametrize("name", ["MobileNetV3Small", "VGG16", *MORE])
 def test_every_kind_of_net_is_explained_at_every_stage(name):
-    model = tl.build_classifier(tl.load_backbone(name, weights=None, image_size=64), 3)
-    images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3))
+    size = 71 if name == "Xception" else 64  # the least that it takes
+    model = tl.build_classifier(tl.load_backbone(name, weights=None, image_size=size), 3)
+    images = np.random.default_rng(0).integers(0, 256, (1, size, size, 3))
     for stage in model.transfer.stages:
         heat = tl.grad_cam(model, images, stage=stage)
-        assert heat.shape == (1, 64, 64) and np.isfinite(heat).all() and heat.max() in (0, 1)
+        assert heat.shape == (1, size, size) and np.isfinite(heat).all() and heat.max() in (0, 1)
 
 
 def test_what_cannot_be_explained_is_refused(told_apart, squares):
