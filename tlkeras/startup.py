@@ -67,8 +67,8 @@ def import_keras() -> None:
 def _uncollected() -> Iterator[None]:
     """Keep the garbage collector away from the hundreds of thousands of objects that an import makes and that stay.
 
-    It goes through them many times in vain, a fifth of the seconds that importing TensorFlow takes, and again whenever
-    it looks at everything later. Where Keras is there already, nothing is imported and nothing changed.
+    It goes through them many times in vain, two fifths of the seconds that importing TensorFlow takes, and again
+    whenever it looks at everything later. Where Keras is there already, nothing is imported and nothing changed.
     """
     if "keras" in sys.modules or not gc.isenabled():
         yield
