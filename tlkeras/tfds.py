@@ -102,8 +102,7 @@ def _retries(count: int) -> Iterator[None]:
     """Let TFDS give up sooner: it tries ten times more, and in a class room that is offline waits for 3.5 minutes."""
     from tensorflow_datasets.core.download import downloader
 
-    before = getattr(downloader, "MAX_RETRIES", None)
-    downloader.MAX_RETRIES = count
+    before, downloader.MAX_RETRIES = downloader.MAX_RETRIES, count
     try:
         yield
     finally:
