@@ -17,7 +17,8 @@ from test_features import Pictures
 import tlkeras
 from tlkeras.freezing import trainable_layers, unfreeze_top
 from tlkeras.heads import build_classifier
-from tlkeras.training import Settings, fine_tune, train_head
+from tlkeras.settings import Settings
+from tlkeras.training import fine_tune, train_head
 
 RNG = np.random.default_rng(0)
 PICTURES = Pictures(RNG.integers(0, 256, (60, 32, 32, 3)).astype("float32"), np.arange(60) % 3)

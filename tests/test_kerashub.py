@@ -13,7 +13,8 @@ from tlkeras.features import extract_features  # noqa: E402
 from tlkeras.freezing import unfreeze_top  # noqa: E402
 from tlkeras.heads import build_classifier  # noqa: E402
 from tlkeras.loaders import load_arrays  # noqa: E402
-from tlkeras.training import Settings, fine_tune, train_head  # noqa: E402
+from tlkeras.settings import Settings  # noqa: E402
+from tlkeras.training import fine_tune, train_head  # noqa: E402
 from tlkeras.zoo import save_backbone  # noqa: E402
 
 SIZE = 64

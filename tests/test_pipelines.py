@@ -10,7 +10,8 @@ from tlkeras.loaders import load_arrays
 from tlkeras.pipelines import make_batches, without_autotuning
 from tlkeras.pretexts import Rotation
 from tlkeras.pretraining import Pretraining, pretrain
-from tlkeras.training import Settings, fine_tune, train_head
+from tlkeras.settings import Settings
+from tlkeras.training import fine_tune, train_head
 
 
 def test_batches_come_in_order_or_shuffled_anew_in_each_pass():

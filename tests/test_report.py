@@ -53,6 +53,7 @@ def run(tmp_path, tiny_backbone, colour_pictures):
     metrics = {
         "validation": tl.evaluate(held_out).to_dict(), "test": None, "seconds": {"head": 1.5, "total": 2.0},
         "counts": data.counts, "audit": {"head": AUDIT}, "kept_epoch": {"head": 2},
+        "kept_share": {"head": 1.0},
         "set_aside": [{"path": f"{HOSTILE}.jpg", "reason": "not a picture"}], "duplicates": [["a.jpg", "b.jpg"]],
         "leaks": [],
         "backbone": {"name": "Tiny", "alpha": None, "weights": "random"}, "strategy": "head", "advice": None,
@@ -135,6 +136,8 @@ def test_a_probe_has_no_epochs_and_a_phase_that_only_hurt_is_put_back(run):
     probe = told(folder, kept_epoch={"probe": 1}, audit={})
     assert "chose the epoch" not in probe and "a fit of the head on stored features" in probe
     assert "0: put back" in told(folder, kept_epoch={"head": 0}, audit={"head": AUDIT})
+    assert "of the way" not in told(folder)
+    assert " 2, 25.0 % of the way there " in told(folder, kept_epoch={"head": 2}, kept_share={"head": 0.25})
 
 
 def test_a_class_without_validation_pictures_is_no_failure_of_0_percent(run):

@@ -8,15 +8,10 @@ from conftest import make_tiny_backbone
 from tlkeras.audit import FreezeError
 from tlkeras.freezing import trainable_layers, unfreeze_stages, unfreeze_top
 from tlkeras.heads import build_classifier, build_head
+from tlkeras.history import History
 from tlkeras.optimizers import SmoothedCrossentropy
-from tlkeras.training import (
-    History,
-    Settings,
-    fine_tune,
-    fine_tune_gradually,
-    train_from_scratch,
-    train_head,
-)
+from tlkeras.settings import Settings
+from tlkeras.training import fine_tune, fine_tune_gradually, train_from_scratch, train_head
 
 QUIET = Settings(verbose=0, warmup=0.0)
 
@@ -207,6 +202,56 @@ def test_interpolation_ends_between_the_weights_before_and_the_trained_ones(data
         for run in found[share]:
             for a, b, c in zip(start, found[1.0][0], run, strict=True):
                 np.testing.assert_allclose(c, a + share * (b - a), atol=1e-6)
+
+
+def loss_of(model, data):
+    return model.evaluate(data, verbose=0, return_dict=True)["loss"]
+
+
+@pytest.mark.parametrize("learning_rate", [1e-3, 3.0], ids=["a good rate", "one that only does harm"])
+def test_the_best_of_the_way_has_the_lowest_validation_loss_of_it(data, tmp_path, learning_rate):
+    def fresh():
+        keras.utils.set_random_seed(0)
+        model = build_classifier(make_lively_backbone(), 3)
+        unfreeze_top(model, 1)
+        return model
+
+    call = {"epochs": 2, "learning_rate": learning_rate}
+    model, start = fresh(), fresh().get_weights()
+    fine_tune(model, data, settings=Settings(verbose=0, interpolate=1.0), **call)
+    last, model, found, losses = model.get_weights(), fresh(), [], {}
+    settings = Settings(verbose=0, interpolate="best", run_folder=tmp_path)
+    for again in (model, model, fresh()):  # the second and the third call take the finished run from its folder
+        history = fine_tune(again, data, data, settings=settings, **call)
+        found.append((again.get_weights(), history.shares["fine-tune"], history.kept["fine-tune"]))
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        model.set_weights([a + share * (b - a) for a, b in zip(start, last, strict=True)])
+        losses[share] = loss_of(model, data)
+    best = min(losses, key=losses.get)
+    assert (best == 0) == (learning_rate > 1)
+    for weights, share, kept in found:
+        assert share == best and kept == (2 if best else 0)
+        for a, b, c in zip(start, last, weights, strict=True):
+            np.testing.assert_allclose(c, a + best * (b - a), atol=1e-5)
+
+
+def test_half_of_the_way_is_best_where_nothing_is_held_out(data):
+    model = build_classifier(make_lively_backbone(), 3)
+    unfreeze_top(model, 1)
+    assert fine_tune(model, data, epochs=1, settings=Settings(verbose=0, interpolate="best")).shares == {
+        "fine-tune": 0.5
+    }
+
+
+def test_a_run_that_sought_the_best_of_the_way_is_not_gone_on_with_as_another(data, tmp_path):
+    for interpolate in ("best", 1.0):
+        model = build_classifier(make_lively_backbone(), 3)
+        unfreeze_top(model, 1)
+        settings = Settings(verbose=0, interpolate=interpolate, run_folder=tmp_path)
+        if interpolate == "best":
+            fine_tune(model, data, data, epochs=1, settings=settings)
+    with pytest.raises(ValueError, match="was saved with interpolate = 'best', now it is 'a share'"):
+        fine_tune(model, data, data, epochs=1, settings=settings)
 
 
 def test_gradual_unfreezing_opens_one_stage_more_each_phase(data, tmp_path):
@@ -426,7 +471,7 @@ def test_class_weights_are_refused_where_there_are_no_classes(data):
     "values",
     [
         {"label_smoothing": 1.0}, {"warmup": -0.1}, {"warmup": 1.1}, {"stage_decay": 0.0},
-        {"head_factor": 0.0}, {"interpolate": 0.0}, {"patience": 0}, {"views": -1},
+        {"head_factor": 0.0}, {"interpolate": 0.0}, {"interpolate": "most"}, {"patience": 0}, {"views": -1},
     ],
 )  # fmt: skip
 def test_settings_outside_their_range_are_refused(values):

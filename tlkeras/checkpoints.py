@@ -7,6 +7,7 @@ import json
 import os
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import numpy as np
 from tlkeras.audit import FreezeAudit
 from tlkeras.engines import compute_precision
 from tlkeras.freezing import set_trainable_layers, trainable_layers, transfer_of
+
+STATE = ("rows", "best", "kept", "share", "done", "audit")
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the way from the first weights to the last ones
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -38,7 +42,7 @@ class Checkpoint(keras.callbacks.Callback):
             **call,
         }
         self.rows: list[dict] = []
-        self.best, self.kept = np.inf, 0
+        self.best, self.kept, self.share = np.inf, 0, 1.0
         self.first_weights: dict[int, np.ndarray] = {}  # those before the first epoch, by their places in the model's
         self.best_weights: dict[int, np.ndarray] | None = None
         self.done, self.audit = False, None
@@ -89,17 +93,39 @@ class Checkpoint(keras.callbacks.Callback):
             for part in known
         )
 
+    def search_line(self, validation_loss: Callable[[], float]) -> None:
+        """Take for the best what has the lowest validation loss on the line from the first weights to the last ones.
+
+        The last epochs are often more right than the first state and too sure of it, which the loss punishes; part of
+        the way there is right as often and less sure. An epoch half way in time is not on that line: it is where the
+        learning rate was high, and a low loss there is luck.
+        """
+        if self.share != 1:
+            return  # a finished phase of before: found then
+        last, self.best = self._weights(), np.inf
+        for share in SHARES:
+            point = self._between(last, share)
+            self._assign(point)
+            if (loss := validation_loss()) < self.best:
+                self.best, self.best_weights, self.share = loss, point, share
+                self.kept = self.epoch if share else 0
+        self._assign(last)
+        if self.path and self.model is not None:
+            self.save()
+
     def keep_best(self, share: float = 1.0) -> None:
         """Put the best weights into the model, or those at this share of the way to them from the first ones."""
-        best, first = self.best_weights or {}, self.first_weights
-        self._assign(best if share == 1 else {k: first[k] + share * (best[k] - first[k]) for k in best})
+        best = self.best_weights or {}
+        if share != 1:
+            best, self.share = self._between(best, share), share
+        self._assign(best)
 
     def save(self) -> None:
         """Write everything, whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "identity": self.identity, "still": self._still, "trainable": trainable_layers(self.owner),
-            "rows": self.rows, "best": self.best, "kept": self.kept, "done": self.done, "audit": self.audit,
+            **{key: getattr(self, key) for key in STATE},
         }  # fmt: skip
         slots = {k: keras.ops.convert_to_numpy(v) for k, v in enumerate(self.model.optimizer.variables)}
         parts = {"weight": self._weights(), "first": self.first_weights, "best": self.best_weights, "optimizer": slots}
@@ -121,9 +147,8 @@ class Checkpoint(keras.callbacks.Callback):
                 self._stored = {key: stored[key] for key in stored.files}
             state = json.loads(str(self._stored["state"]))
             identity, still, trainable = state["identity"], state["still"], state["trainable"]
-            self.rows, self.best, self.kept, self.done, self.audit = (
-                state[key] for key in ("rows", "best", "kept", "done", "audit")
-            )
+            for key in STATE:
+                setattr(self, key, state[key])
             self.first_weights, self.best_weights = self._part("first"), self._part("best")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{self.path} is damaged ({error}): delete it to start this phase anew.") from error
@@ -155,6 +180,9 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _part(self, name: str) -> dict[int, np.ndarray]:
         return {int(key.split("_")[1]): array for key, array in self._stored.items() if key.startswith(f"{name}_")}
+
+    def _between(self, last: dict[int, np.ndarray], share: float) -> dict[int, np.ndarray]:
+        return {k: first + share * (last[k] - first) for k, first in self.first_weights.items() if k in last}
 
     def _weights(self) -> dict[int, np.ndarray]:
         return {k: np.array(variable) for k, variable in self._live.items()}

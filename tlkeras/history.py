@@ -19,6 +19,7 @@ class History:
         audits: The freeze audit of each phase.
         kept: For each phase its epoch, counted from 1, whose weights it left (0 is the state before it).
         seconds: Wall time of each phase, features included.
+        shares: How much of the way from the weights before it to those of that epoch each phase went, 0 to 1.
 
     A phase that is there already, such as a second `fine_tune`, is called "fine-tune again" in the sum.
     """
@@ -27,6 +28,7 @@ class History:
     audits: dict[str, AuditReport] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
     def __add__(self, other: History) -> History:
         shift, names, taken = len(self.rows), {}, set(self.kept)
@@ -39,9 +41,11 @@ class History:
         rows = [
             {**row, "phase": names.get(row["phase"], row["phase"]), "epoch": row["epoch"] + shift} for row in other.rows
         ]
-        columns = (other.audits, other.kept, other.seconds)
-        audits, kept, seconds = ({names.get(phase, phase): value for phase, value in each.items()} for each in columns)
-        return History(self.rows + rows, self.audits | audits, self.kept | kept, self.seconds | seconds)
+        sums = [self.rows + rows]
+        for column in ("audits", "kept", "seconds", "shares"):
+            later = {names.get(phase, phase): value for phase, value in getattr(other, column).items()}
+            sums.append(getattr(self, column) | later)
+        return History(*sums)
 
     def to_csv(self, path: str | Path) -> None:
         """Write a row an epoch."""

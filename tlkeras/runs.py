@@ -38,8 +38,8 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     from tlkeras.predictions import open_test, predict
     from tlkeras.recipes import transfer
     from tlkeras.report import draw_figures, write_report
+    from tlkeras.settings import Settings
     from tlkeras.splits import write_manifest
-    from tlkeras.training import Settings
 
     started = time.perf_counter()
     if out.exists() and not (overwrite and (out / "metrics.json").exists()):
@@ -72,6 +72,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
         "duplicates": [list(paths) for paths in data.duplicates],
         "leaks": [list(paths) for paths in data.duplicates if len({side[path] for path in paths}) > 1],
         "kept_epoch": result.history.kept,
+        "kept_share": result.history.shares,
         "backbone": {"weights": str(backbone.weights)}
         | {key: getattr(backbone, key) for key in ("name", "alpha", "image_size")},
         "strategy": result.strategy,
@@ -253,8 +254,9 @@ def run_demo(seed: int = 0, *, num_classes: int = 10, per_class: int = 20, epoch
     from tlkeras.loaders import load_arrays
     from tlkeras.predictions import predict
     from tlkeras.probes import probe_head
+    from tlkeras.settings import Settings
     from tlkeras.splits import Split
-    from tlkeras.training import Settings, train_from_scratch
+    from tlkeras.training import train_from_scratch
 
     console, size = Console(), 96
     keras.utils.set_random_seed(seed)

@@ -11,8 +11,6 @@ import logging
 import random
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -29,55 +27,11 @@ from tlkeras.history import History
 from tlkeras.optimizers import DiscriminativeAdam, class_weights, learning_rate_factors, make_objective, warmup_cosine
 from tlkeras.pipelines import make_batches, without_autotuning
 from tlkeras.progress import EpochLines
+from tlkeras.settings import Settings
 
 log = logging.getLogger("tlkeras")
 
 BATCH_SIZE = 32  # of stored features; pictures come in batches already
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a phase is trained, apart from its epochs and learning rate; the defaults are the recommended practice.
-
-    Attributes:
-        patience: Epochs without a lower validation loss before a phase stops; None never stops early.
-        class_weight: Weight of each class in the loss, of training and validation, such as `data.class_weight`; a
-            class that is not named has 1. None weighs all alike.
-        label_smoothing: Share of the target spread over all classes, in [0, 1).
-        warmup: Share of the steps over which the learning rate rises from 0, in [0, 1]; a cosine to 0 follows.
-        head_factor: The head's learning rate in `fine_tune`, as a multiple of the backbone's top stage.
-        stage_decay: Factor in (0, 1] on the learning rate for each stage further down; 1.0 treats all alike.
-        interpolate: How far `fine_tune` goes from the weights before it to the trained ones, in (0, 1]. 0.5 is half
-            way (WiSE-FT, Wortsman et al. 2022, https://arxiv.org/abs/2109.01903): steadier where pictures differ from
-            those trained on.
-        views: Passes over the training data whose features at the cut between frozen and trained layers are stored, so
-            that only what is above the cut is computed again; the first pass is without the model's augmentation. An
-            epoch then goes over all views. 0 trains on pictures. None is 4 in `train_head` if the model augments, else
-            1; and 0 in `fine_tune`, where each epoch's augmentation is new. Features over 2 GB are not stored.
-        run_folder: Where each epoch is saved, so that the same call goes on after a kill; None saves nothing. Another
-            call or another number of batches is refused; other pictures of the same number are not noticed.
-        verbose: 0 is silent, 1 shows a progress bar, 2 prints a line an epoch.
-    """
-
-    patience: int | None = 5
-    class_weight: dict[int, float] | None = None
-    label_smoothing: float = 0.0
-    warmup: float = 0.1
-    head_factor: float = 10.0
-    stage_decay: float = 1.0
-    interpolate: float = 1.0
-    views: int | None = None
-    run_folder: str | Path | None = None
-    verbose: int = 1
-
-    def __post_init__(self):
-        """Refuse values outside their range."""
-        for name, interval in [("label_smoothing", "[0, 1)"), ("warmup", "[0, 1]"), ("head_factor", "(0, inf)"),
-                               ("stage_decay", "(0, 1]"), ("interpolate", "(0, 1]")]:  # fmt: skip
-            real_number(name, getattr(self, name), interval)
-        for name, least in [("patience", 1), ("views", 0)]:
-            if getattr(self, name) is not None:
-                whole_number(name, getattr(self, name), least)
 
 
 def train_head(
@@ -218,13 +172,17 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
     weights = class_weights(model, settings.class_weight)
     train, validation = without_autotuning(train), without_autotuning(validation)
     num_pictures = check_batches(model, train)
-    trained, inputs, held_out, num_batches = model, (train,), None, count_batches(train)
-    if validation is not None:
+    trained, inputs, num_batches = model, (train,), count_batches(train)
+    held_out = None if validation is None else (validation,)
+    if held_out:
         check_batches(model, validation)
-        held_out = (validation,)
     call = {"epochs": epochs, "learning_rate": learning_rate, "class_weight": weights}
     for name in ("patience", "label_smoothing", "warmup", "head_factor", "stage_decay", "views"):
         call[name] = None if getattr(settings, name) is None else float(getattr(settings, name))
+    tuning = phase.startswith("fine-tune")
+    search = tuning and settings.interpolate == "best"
+    share = (1.0 if held_out else 0.5) if search else (settings.interpolate or 1.0) if tuning else 1.0
+    call["interpolate"] = "best" if search else "a share"
     call["batches"] = [num_batches, held_out and count_batches(validation)]
     checkpoint = Checkpoint(model, phase, call, patience=settings.patience, folder=settings.run_folder)
     checkpoint.load()
@@ -232,7 +190,7 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
         raise ValueError("The backbone is frozen as a whole: call unfreeze_top(model, stages=1) before fine_tune.")
     if checkpoint.done:
         log.warning("%s: nothing is trained, for %s has this phase from before.", phase, checkpoint.path)
-    elif phase.startswith("fine-tune") and checkpoint.starts_elsewhere():
+    elif tuning and checkpoint.starts_elsewhere():
         log.warning(
             "%s: goes on from %s, which began with another head than the model has now. To start from this one, "
             "delete it or choose another run folder.", phase, checkpoint.path,
@@ -249,7 +207,9 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
         if keras.backend.backend() == "tensorflow":
             inputs = (make_batches(*inputs, batch_size=BATCH_SIZE, seed=random.randrange(2**31)),)
             held_out = held_out and (make_batches(*held_out, batch_size=8 * BATCH_SIZE),)
-    factors = {} if phase == "head" else learning_rate_factors(model, settings.head_factor, settings.stage_decay)
+    factors = (
+        {} if phase == "head" else learning_rate_factors(model, settings.head_factor or 10.0, settings.stage_decay)
+    )
     schedule = warmup_cosine(learning_rate, num_batches * epochs, settings.warmup)
     optimizer = DiscriminativeAdam(schedule, factors=factors)
     if compute_precision(model) == "float16":  # Keras asks the model's policy, which a loaded model has lost
@@ -275,19 +235,21 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
                 callbacks=[checkpoint, lines],
                 verbose=0,
             )
+        if search and held_out:
+            checkpoint.search_line(lambda: trained.evaluate(*held_out, verbose=0, return_dict=True)["loss"])
     finally:
         # Also after Ctrl-C: the best weights so far are worth more than the last.
         lines.close()
-        checkpoint.keep_best(settings.interpolate if phase.startswith("fine-tune") else 1.0)
-    report = AuditReport.from_dict(checkpoint.audit)
+        checkpoint.keep_best(share)
+    report, kept = AuditReport.from_dict(checkpoint.audit), checkpoint.kept
     if report.problem:
         raise FreezeError(report.problem)
     if not np.isfinite(checkpoint.rows[-1]["loss"]):
         log.warning("%s: the loss became infinite and training stopped. Is the learning rate too high?", phase)
-    elif checkpoint.kept == 0:
+    elif kept == 0:
         log.warning("%s: no epoch had a lower validation loss than the state before it, which was put back.", phase)
     seconds = time.perf_counter() - started
-    return History(checkpoint.rows, {phase: report}, {phase: checkpoint.kept}, {phase: seconds})
+    return History(checkpoint.rows, {phase: report}, {phase: kept}, {phase: seconds}, {phase: checkpoint.share})
 
 
 def _default_views(model: keras.Model, phase: str, views: int | None) -> int:
