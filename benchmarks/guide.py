@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--strategy", default="fine-tune")
+    parser.add_argument("--strategy", default="probe+fine-tune")
     parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--json", action="store_true", help="end in one object for each claim")
     parser.add_argument("--results", type=Path, help="a JSON file to keep the runs in and to go on from")

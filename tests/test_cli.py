@@ -85,7 +85,7 @@ def test_fit_leaves_everything_a_reader_needs(finished):
     }  # fmt: skip
     assert {"value", "low", "high"} <= metrics["validation"]["accuracy"].keys()
     assert metrics["test"] is None
-    assert {"head", "fine-tune", "total"} <= metrics["seconds"].keys()
+    assert {"probe", "fine-tune", "total"} <= metrics["seconds"].keys()
     assert sum(metrics["counts"]["train"].values()) + sum(metrics["counts"]["validation"].values()) == 48
     assert all(audit["holds"] and not audit["statistics_moved"] for audit in metrics["audit"].values())
     assert "validation: accuracy" in done.stdout

@@ -8,11 +8,13 @@ from conftest import make_tiny_backbone
 import tlkeras as tl
 from tlkeras.backbones import load_backbone
 from tlkeras.evaluation import evaluate
+from tlkeras.freezing import trainable_layers, unfreeze_top
+from tlkeras.history import History
 from tlkeras.loaders import load_arrays
 from tlkeras.predictions import predict
 from tlkeras.recipes import transfer
+from tlkeras.settings import Settings
 from tlkeras.splits import Split
-from tlkeras.training import Settings
 
 QUIET = Settings(verbose=0)
 SHORT = tl.Pretraining(steps=1, batch_size=8, checks=1, verbose=0)
@@ -71,6 +73,31 @@ def test_pictures_that_nothing_changes_are_passed_through_once(data):
     result = transfer(data, make_tiny_backbone(), strategy="head", augment=None, settings=QUIET)
     epochs = len(result.history.rows)
     assert int(result.model.optimizer.iterations) == epochs * -(-len(data.labels["train"]) // 32)
+
+
+@pytest.mark.parametrize("asked", [{}, {"head_factor": 5.0, "interpolate": 0.25}], ids=["by default", "as asked"])
+def test_from_a_trained_head_all_learns_alike_and_goes_the_best_of_the_way(data, monkeypatch, asked):
+    given = []
+
+    def look(*rest, settings, **others):
+        given.append((settings.head_factor, settings.interpolate))
+        return History()
+
+    monkeypatch.setattr("tlkeras.recipes.fine_tune", look)
+    result = transfer(data, make_tiny_backbone(), settings=Settings(verbose=0, **asked))
+    assert result.strategy == "probe+fine-tune"
+    assert given == [(asked.get("head_factor", 1.0), asked.get("interpolate", "best"))]
+    opened, stages = trainable_layers(result.model), result.model.transfer.stages
+    assert len(stages) < 4 and opened == unfreeze_top(result.model, len(stages))  # the last four, or all of fewer
+
+
+def test_a_class_of_one_picture_is_no_reason_to_stop(caplog):
+    images = np.random.default_rng(0).integers(0, 256, (26, 32, 32, 3), dtype="uint8")
+    labels = np.array([0, 1] * 12 + [2, 2])
+    data = load_arrays(images, labels, class_names=["ant", "bee", "wasp"], split=Split(0.5, near_duplicates=False))
+    result = transfer(data, make_tiny_backbone(), settings=QUIET)
+    assert result.strategy == "fine-tune" and list(result.history.kept) == ["head", "fine-tune"]
+    assert "'wasp' has 1" in caplog.text
 
 
 def test_each_seed_and_strategy_has_its_own_place_in_the_run_folder(data, tmp_path, caplog):

@@ -33,7 +33,7 @@ log = logging.getLogger("tlkeras")
 MUCH = 50  # training pictures a class from which fine-tuning is tried
 STEEP = 0.03  # gain in accuracy by the last doubling of the pictures from which more of them are the best advice
 FEWEST = 8  # pictures of each class that a sample holds, where there are so many: rare classes are measured, too
-VIEWS, EPOCHS = 4, 3  # of the recipe in `transfer`
+STAGES, VIEWS, EPOCHS = 4, 4, 3  # of the recipe in `transfer`
 
 
 @dataclass(frozen=True)
@@ -142,13 +142,13 @@ def advise(data: Data, backbone: str | Backbone = "MobileNetV2", *, budget: floa
     ]  # fmt: skip
     stage = table.best if far else last
     options = _options(backbone, stage, int(counts.sum()), rate)
-    # From the probe's weights, not from a random head: ahead in 15 of 18 cases of `benchmarks/strategies.py`.
-    wanted = ("probe+fine-tune", 4 if far else 2) if much else ("probe", 0)
+    # From the probe's weights, not from a random head: see `benchmarks/strategies.py`.
+    wanted = ("probe+fine-tune", STAGES) if much else ("probe", 0)
     chosen = min(
         (option for option in options if option.strategy == wanted[0]),
         key=lambda option: abs(option.stages - wanted[1]),
     )
-    rates = {"head": 3e-3, "backbone": 3e-4} if much else {}
+    rates = {"head": 3e-4, "backbone": 3e-4} if much else {}
     return Advice(
         cell=f"{'much' if much else 'little'} data, {'far' if far else 'near'}",
         chosen=chosen,

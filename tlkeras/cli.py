@@ -53,7 +53,7 @@ def fit(
     backbone: Annotated[str | None, typer.Option(help=BACKBONE)] = None,
     weights: Annotated[str, typer.Option(help=WEIGHTS)] = "auto",
     alpha: Annotated[float | None, typer.Option(help="Width of a MobileNet.")] = None,
-    strategy: Annotated[Strategy, typer.Option(help="What to train.")] = "fine-tune",
+    strategy: Annotated[Strategy, typer.Option(help="What to train.")] = "probe+fine-tune",
     image_size: Annotated[int | None, typer.Option(help=IMAGE_SIZE)] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 32,
     augment: Annotated[

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import keras
+import numpy as np
 
-from tlkeras.advisor import Advice, advise, check_classes
+from tlkeras.advisor import EPOCHS, STAGES, VIEWS, Advice, advise, check_classes
 from tlkeras.backbones import Backbone, load_backbone
 from tlkeras.features import count_views
 from tlkeras.freezing import unfreeze_stages, unfreeze_top
 from tlkeras.heads import build_classifier
 from tlkeras.history import History
 from tlkeras.probes import probe_head
-from tlkeras.training import Settings, fine_tune, train_head
+from tlkeras.settings import Settings
+from tlkeras.training import fine_tune, train_head
 
 if TYPE_CHECKING:
     from tlkeras.data import Data
@@ -35,7 +37,7 @@ class Result:
     Attributes:
         model: The trained classifier.
         history: Both phases.
-        strategy: Which one was used.
+        strategy: Which one was used: "fine-tune" for "probe+fine-tune" where a class has too few pictures for a probe.
         advice: What chose it, for "auto" and an `Advice`; else None.
     """
 
@@ -49,8 +51,8 @@ def transfer(
     data: Data,
     backbone: str | Backbone = "MobileNetV2",
     *,
-    strategy: str | Advice = "fine-tune",
-    stages: int | float | str | Sequence[str] = 2,
+    strategy: str | Advice = "probe+fine-tune",
+    stages: int | float | str | Sequence[str] | None = None,
     augment: str | keras.Layer | None = "light",
     seed: int = 0,
     settings: Settings | None = None,
@@ -63,9 +65,10 @@ def transfer(
         strategy: "probe" (features once, softmax regression: seconds), "head" (the head alone, on augmented views),
             "fine-tune" (the head, then the top of the backbone at a low learning rate, undone where it does not help),
             "probe+fine-tune" (the same from the probe's weights: LP-FT, Kumar et al. 2022,
-            https://arxiv.org/abs/2202.10054) or "auto" (what `advise` says); or an `Advice`, to follow it.
-        stages: What fine-tuning unfreezes, as in `unfreeze_top`; or names of stages, as in `unfreeze_stages`. An advice
-            brings its own.
+            https://arxiv.org/abs/2202.10054; ahead of the three others in our benchmarks) or "auto" (what `advise`
+            says); or an `Advice`, to follow it.
+        stages: What fine-tuning unfreezes, as in `unfreeze_top`; or names of stages, as in `unfreeze_stages`. None is
+            the last four, as far as there are so many. An advice brings its own.
         augment: What changes the training pictures where the data were not given a way, as in `load_folder`. "light"
             mirrors and crops them a little: take None for text, or where left and right matter. A probe sees them as
             they are.
@@ -94,20 +97,29 @@ def transfer(
     if advice:
         log.info("%s", advice)
         strategy, stages = advice.chosen.strategy, advice.chosen.stages
+    counts = np.bincount(data.labels["train"], minlength=data.num_classes)
+    if strategy == "probe+fine-tune" and counts.min() < 2:
+        rare = data.class_names[int(counts.argmin())]
+        log.warning("a probe takes two pictures of each class, %r has %d: the head begins anew", rare, counts.min())
+        strategy = "fine-tune"
     model = build_classifier(backbone, data.num_classes, stage=advice and advice.chosen.stage)
     if strategy.startswith("probe"):
         history = probe_head(model, data, class_weight=settings.class_weight, seed=seed)
         if strategy == "probe":
             return Result(model, history, strategy, advice)
     data = data.augmented(augment if data.augment is None else data.augment)  # a fresh order, whatever ran before
-    views = settings.views if settings.views is not None else 1 if data.augment is None else 4
+    views = settings.views if settings.views is not None else 1 if data.augment is None else VIEWS
     folder = settings.run_folder and Path(settings.run_folder) / f"{strategy} {seed}"
     settings, train = dataclasses.replace(settings, views=views, run_folder=folder), data.train
     if strategy in ("head", "fine-tune"):
         history = train_head(model, train, data.validation, settings=settings)
     if strategy.endswith("fine-tune"):
+        if stages is None:
+            stages = min(STAGES, len(backbone.stages))
         (unfreeze_top if isinstance(stages, int | float | str) else unfreeze_stages)(model, stages)
         # An epoch over four stored views is four epochs over the pictures, where there is room for them.
-        epochs = max(1, 12 // views) if count_views(model, len(data.labels["train"]), views) else 8
+        epochs = max(1, VIEWS * EPOCHS // views) if count_views(model, len(data.labels["train"]), views) else 8
+        tuned = {"head_factor": settings.head_factor or 1.0, "interpolate": settings.interpolate or "best"}
+        settings = dataclasses.replace(settings, **tuned)
         history += fine_tune(model, train, data.validation, epochs=epochs, learning_rate=3e-4, settings=settings)
     return Result(model, history, strategy, advice)
