@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from conftest import make_tiny_backbone
 
-from tlkeras.audit import FreezeError
+from tlkeras.audit import FreezeAudit, FreezeError
+from tlkeras.checkpoints import Checkpoint
 from tlkeras.freezing import trainable_layers, unfreeze_stages, unfreeze_top
 from tlkeras.heads import build_classifier, build_head
 from tlkeras.history import History
@@ -156,7 +157,7 @@ def test_fine_tuning_that_only_hurts_stops_early_and_is_undone(data, caplog):
     history = fine_tune(model, data, data, epochs=6, learning_rate=1.0, settings=settings)
     assert len(history.rows) == 2 and history.kept == {"fine-tune": 0}
     assert same(before, model.get_weights())
-    assert "no epoch had a lower validation loss" in caplog.text
+    assert "nothing was better on validation data" in caplog.text
 
 
 def test_each_stage_takes_steps_as_long_as_its_rate_says_under_adam(data):
@@ -204,10 +205,6 @@ def test_interpolation_ends_between_the_weights_before_and_the_trained_ones(data
                 np.testing.assert_allclose(c, a + share * (b - a), atol=1e-6)
 
 
-def loss_of(model, data):
-    return model.evaluate(data, verbose=0, return_dict=True)["loss"]
-
-
 @pytest.mark.parametrize("learning_rate", [1e-3, 3.0], ids=["a good rate", "one that only does harm"])
 def test_the_best_of_the_way_has_the_lowest_validation_loss_of_it(data, tmp_path, learning_rate):
     def fresh():
@@ -219,14 +216,16 @@ def test_the_best_of_the_way_has_the_lowest_validation_loss_of_it(data, tmp_path
     call = {"epochs": 2, "learning_rate": learning_rate}
     model, start = fresh(), fresh().get_weights()
     fine_tune(model, data, settings=Settings(verbose=0, interpolate=1.0), **call)
-    last, model, found, losses = model.get_weights(), fresh(), [], {}
+    last, model, found, losses, least = model.get_weights(), fresh(), [], {}, None
     settings = Settings(verbose=0, interpolate="best", run_folder=tmp_path)
     for again in (model, model, fresh()):  # the second and the third call take the finished run from its folder
         history = fine_tune(again, data, data, settings=settings, **call)
         found.append((again.get_weights(), history.shares["fine-tune"], history.kept["fine-tune"]))
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         model.set_weights([a + share * (b - a) for a, b in zip(start, last, strict=True)])
-        losses[share] = loss_of(model, data)
+        judged = model.evaluate(data, verbose=0, return_dict=True)
+        least = judged["accuracy"] if least is None else least
+        losses[share] = judged["loss"] if judged["accuracy"] >= least else np.inf
     best = min(losses, key=losses.get)
     assert (best == 0) == (learning_rate > 1)
     for weights, share, kept in found:
@@ -235,12 +234,31 @@ def test_the_best_of_the_way_has_the_lowest_validation_loss_of_it(data, tmp_path
             np.testing.assert_allclose(c, a + best * (b - a), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "share"),
+    [
+        ([0.8, 0.8, 0.9, 0.9, 0.9], 0.25),
+        ([0.8, 0.7, 0.9, 0.8, 0.9], 0.75),
+        ([0.8, 0.7, 0.7, 0.7, 0.7], 0.0),
+        (None, 0.25),
+    ],
+    ids=["as right", "less right at the lowest loss", "less right everywhere", "a task without accuracy"],
+)
+def test_a_lower_loss_does_not_count_where_fewer_are_right(accuracies, share):
+    model = build_classifier(make_tiny_backbone(), 3)
+    checkpoint = Checkpoint(model, "fine-tune", {}, patience=None, folder=None)
+    checkpoint.start(model, FreezeAudit(model), np.inf)
+    losses = [1.0, 0.5, 0.7, 0.6, 0.9]
+    judged = [{"loss": loss} | ({"accuracy": accuracies[k]} if accuracies else {}) for k, loss in enumerate(losses)]
+    checkpoint.search_line(iter(judged).__next__)
+    assert checkpoint.share == share
+
+
 def test_half_of_the_way_is_best_where_nothing_is_held_out(data):
     model = build_classifier(make_lively_backbone(), 3)
     unfreeze_top(model, 1)
-    assert fine_tune(model, data, epochs=1, settings=Settings(verbose=0, interpolate="best")).shares == {
-        "fine-tune": 0.5
-    }
+    history = fine_tune(model, data, epochs=1, settings=Settings(verbose=0, interpolate="best"))
+    assert history.shares == {"fine-tune": 0.5}
 
 
 def test_a_run_that_sought_the_best_of_the_way_is_not_gone_on_with_as_another(data, tmp_path):

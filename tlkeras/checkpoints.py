@@ -93,21 +93,25 @@ class Checkpoint(keras.callbacks.Callback):
             for part in known
         )
 
-    def search_line(self, validation_loss: Callable[[], float]) -> None:
+    def search_line(self, judge: Callable[[], dict[str, float]]) -> None:
         """Take for the best what has the lowest validation loss on the line from the first weights to the last ones.
 
         The last epochs are often more right than the first state and too sure of it, which the loss punishes; part of
-        the way there is right as often and less sure. An epoch half way in time is not on that line: it is where the
-        learning rate was high, and a low loss there is luck.
+        the way there is right as often and less sure. Where fewer pictures are right than at first, a lower loss does
+        not count: it can come from being less sure of everything. An epoch half way in time is not on that line: it is
+        where the learning rate was high, and a low loss there is luck. `judge` gives the loss and, where the task has
+        one, the accuracy on the validation data.
         """
         if self.share != 1:
             return  # a finished phase of before: found then
-        last, self.best = self._weights(), np.inf
+        last, self.best, least = self._weights(), np.inf, 0.0
         for share in SHARES:
             point = self._between(last, share)
             self._assign(point)
-            if (loss := validation_loss()) < self.best:
-                self.best, self.best_weights, self.share = loss, point, share
+            found = judge()
+            least = least if share else found.get("accuracy", 0.0)
+            if found["loss"] < self.best and found.get("accuracy", 0.0) >= least:
+                self.best, self.best_weights, self.share = found["loss"], point, share
                 self.kept = self.epoch if share else 0
         self._assign(last)
         if self.path and self.model is not None:

@@ -23,8 +23,9 @@ class Settings:
         stage_decay: Factor in (0, 1] on the learning rate for each stage further down; 1.0 treats all alike.
         interpolate: How far `fine_tune` goes from the weights before it to the trained ones, in (0, 1]. 0.5 is half
             way (WiSE-FT, Wortsman et al. 2022, https://arxiv.org/abs/2109.01903): steadier where pictures differ from
-            those trained on. "best" is none, a quarter, half, three quarters or all of the way to the last weights,
-            whichever has the lowest validation loss; without validation data it is 0.5. None is 1.0, and "best" in
+            those trained on. "best" is none, a quarter, half, three quarters or all of the way to the last weights: of
+            those that are right on no fewer validation pictures than none of the way, the one with the lowest
+            validation loss; without validation data 0.5. None is 1.0, and "best" in
             `transfer`.
         views: Passes over the training data whose features at the cut between frozen and trained layers are stored, so
             that only what is above the cut is computed again; the first pass is without the model's augmentation. An

@@ -236,7 +236,7 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
                 verbose=0,
             )
         if search and held_out:
-            checkpoint.search_line(lambda: trained.evaluate(*held_out, verbose=0, return_dict=True)["loss"])
+            checkpoint.search_line(lambda: trained.evaluate(*held_out, verbose=0, return_dict=True))
     finally:
         # Also after Ctrl-C: the best weights so far are worth more than the last.
         lines.close()
@@ -247,7 +247,7 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
     if not np.isfinite(checkpoint.rows[-1]["loss"]):
         log.warning("%s: the loss became infinite and training stopped. Is the learning rate too high?", phase)
     elif kept == 0:
-        log.warning("%s: no epoch had a lower validation loss than the state before it, which was put back.", phase)
+        log.warning("%s: nothing was better on validation data than the state before it, which was put back.", phase)
     seconds = time.perf_counter() - started
     return History(checkpoint.rows, {phase: report}, {phase: kept}, {phase: seconds}, {phase: checkpoint.share})
 
