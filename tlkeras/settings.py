@@ -25,8 +25,7 @@ class Settings:
             way (WiSE-FT, Wortsman et al. 2022, https://arxiv.org/abs/2109.01903): steadier where pictures differ from
             those trained on. "best" is none, a quarter, half, three quarters or all of the way to the last weights: of
             those that are right on no fewer validation pictures than none of the way, the one with the lowest
-            validation loss; without validation data 0.5. None is 1.0, and "best" in
-            `transfer`.
+            validation loss; without validation data 0.5. None is 1.0, and "best" in `transfer`.
         views: Passes over the training data whose features at the cut between frozen and trained layers are stored, so
             that only what is above the cut is computed again; the first pass is without the model's augmentation. An
             epoch then goes over all views. 0 trains on pictures. None is 4 in `train_head` if the model augments, else

@@ -180,8 +180,9 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
     for name in ("patience", "label_smoothing", "warmup", "head_factor", "stage_decay", "views"):
         call[name] = None if getattr(settings, name) is None else float(getattr(settings, name))
     tuning = phase.startswith("fine-tune")
-    search = tuning and settings.interpolate == "best"
-    share = (1.0 if held_out else 0.5) if search else (settings.interpolate or 1.0) if tuning else 1.0
+    share = settings.interpolate or 1.0 if tuning else 1.0
+    if search := share == "best":
+        share = 1.0 if held_out else 0.5
     call["interpolate"] = "best" if search else "a share"
     call["batches"] = [num_batches, held_out and count_batches(validation)]
     checkpoint = Checkpoint(model, phase, call, patience=settings.patience, folder=settings.run_folder)
@@ -207,9 +208,8 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
         if keras.backend.backend() == "tensorflow":
             inputs = (make_batches(*inputs, batch_size=BATCH_SIZE, seed=random.randrange(2**31)),)
             held_out = held_out and (make_batches(*held_out, batch_size=8 * BATCH_SIZE),)
-    factors = (
-        {} if phase == "head" else learning_rate_factors(model, settings.head_factor or 10.0, settings.stage_decay)
-    )
+    dials = settings.head_factor or 10.0, settings.stage_decay
+    factors = {} if phase == "head" else learning_rate_factors(model, *dials)
     schedule = warmup_cosine(learning_rate, num_batches * epochs, settings.warmup)
     optimizer = DiscriminativeAdam(schedule, factors=factors)
     if compute_precision(model) == "float16":  # Keras asks the model's policy, which a loaded model has lost
