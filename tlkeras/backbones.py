@@ -10,12 +10,15 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
 from tlkeras.arguments import real_number, whole_number
+from tlkeras.blueprints import Blueprint
 from tlkeras.catalogue import CATALOGUE, Entry, find_entry
 from tlkeras.kerashub import HUB_PREFIX, build_preset
 from tlkeras.modelcard import fill_from_folder, read_model_card
@@ -55,6 +58,26 @@ class Backbone:
     alpha: float | None = None
 
 
+class _Unbuilt(Backbone):
+    """A backbone whose model is built when first asked for."""
+
+    def __init__(self, blueprint: Blueprint, **fields):
+        vars(self).update(fields, _blueprint=blueprint)
+
+    @property
+    def blueprint(self) -> Blueprint | None:
+        """What the model would be built from; None once it is built, since its weights may be others by now."""
+        return None if "model" in vars(self) else self._blueprint
+
+    @cached_property
+    def model(self) -> keras.Model:
+        return self._blueprint.build()
+
+    @cached_property
+    def num_features(self) -> int:
+        return self.model.output_shape[-1]
+
+
 def list_backbones() -> list[str]:
     """Names of all backbones that `load_backbone` knows; `CATALOGUE[name]` tells more about one.
 
@@ -72,6 +95,7 @@ def load_backbone(
     image_size: int | None = None,
     alpha: float | None = None,
     channels: int | None = None,
+    build: bool = True,
 ) -> Backbone:
     """A pretrained net without its top that takes raw pictures in [0, 255].
 
@@ -90,6 +114,9 @@ def load_backbone(
         alpha: width multiplier of the MobileNets; by default the width of the weights (1.0 for "imagenet").
         channels: 3 for RGB; 1 for grey pictures (batch, height, width, 1), repeated over three channels. By default
             those of the saved backbone, else 3.
+        build: False leaves a net with weights from a file unbuilt until its `model` is first asked for. Features that
+            OpenVINO took of it before on this machine then come from the kept engine, which saves most of a second a
+            process; a file that does not fit shows when the net is built.
 
     Returns:
         The backbone; its weights are trainable until you freeze them.
@@ -128,30 +155,23 @@ def load_backbone(
     if weights == "auto":
         weights, name, alpha = choose_weights(entry, alpha, size)
         entry = CATALOGUE[name]
-    file, label = None, "random"
-    if card:
-        label = os.fspath(weights)
-    elif weights is not None:
+    file, label = None, os.fspath(weights) if card else "random"
+    if not card and weights is not None:
         file, alpha, label = find_weights(entry, weights, alpha, size)
     alpha = 1.0 if alpha is None else alpha
+    known = {"name": name, "weights": label, "image_size": size, "stages": entry.stages}
+    known["alpha"] = alpha if entry.alphas else None
     if card:
         model = fill_from_folder(lambda size, channels: _build(entry, size, alpha, channels), folder, card)
         if (size, channels) != (card["net"]["image_size"], card["net"]["channels"]):
             proved, model = model, _build(entry, size, alpha, channels)
             model.set_weights(proved.get_weights())
+    elif file and not build:
+        make = partial(_build, entry, size, alpha, channels, file)
+        return _Unbuilt(Blueprint(make, file, name, alpha, size, channels), **known)
     else:
-        model = _build(entry, size, alpha, channels)
-    if file:
-        fill_weights(model, file, entry, alpha)
-    return Backbone(
-        name=name,
-        model=model,
-        weights=label,
-        image_size=size,
-        stages=entry.stages,
-        num_features=model.output_shape[-1],
-        alpha=alpha if entry.alphas else None,
-    )
+        model = _build(entry, size, alpha, channels, file)
+    return Backbone(model=model, num_features=model.output_shape[-1], **known)
 
 
 def small_backbone(image_size: int = 32, *, width: int = 32, num_stages: int = 4) -> Backbone:
@@ -234,8 +254,8 @@ def stage_model(backbone: Backbone, stages: str | Sequence[str] = "all") -> kera
     return keras.Model(backbone.model.input, [backbone.model.get_layer(stage).output for stage in names])
 
 
-def _build(entry: Entry, size: int, alpha: float, channels: int) -> keras.Model:
-    """The net with random weights, its preprocessing in front, under names that no global counter can change."""
+def _build(entry: Entry, size: int, alpha: float, channels: int, file: Path | None = None) -> keras.Model:
+    """The net, filled by a file or at random, preprocessing in front, under names that no global counter can change."""
     image = keras.Input((size, size, channels), name="image")
     x = keras.layers.Identity(name="augmentation")(image)  # the place that `build_classifier` fills
     x = keras.layers.Concatenate(name="preprocess_widen")([x] * 3) if channels == 1 else x
@@ -251,7 +271,10 @@ def _build(entry: Entry, size: int, alpha: float, channels: int) -> keras.Model:
     if entry.learns_normalization:
         net = keras.models.clone_model(net, clone_function=_fix_normalization)
     _name_for_good(net, entry.name.lower())
-    return keras.Model(net.input[0] if isinstance(net.input, list) else net.input, net.output, name=entry.name.lower())
+    model = keras.Model(net.input[0] if isinstance(net.input, list) else net.input, net.output, name=entry.name.lower())
+    if file:
+        fill_weights(model, file, entry, alpha)
+    return model
 
 
 def _fix_normalization(layer: keras.Layer) -> keras.Layer:

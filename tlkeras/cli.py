@@ -218,8 +218,9 @@ def cache(
             print(f"{entry['pictures']:>9,} pictures  {entry['bytes'] / 1e6:9.1f} MB  {entry['title']}")
     except sqlite3.DatabaseError as error:
         print(f"{store.path} is damaged ({error})" + ("" if clear else ": --clear makes it anew"))
-    engines = list_engines()
-    print(f"{len(engines):>9,} engines   {sum(file.stat().st_size for file in engines) / 1e6:9.1f} MB")
+    files = list_engines()
+    count, size = sum(file.suffix == ".xml" for file in files), sum(file.stat().st_size for file in files)
+    print(f"{count:>9,} engines   {size / 1e6:9.1f} MB")
     if clear:
         store.clear()
         clear_engines()

@@ -59,8 +59,12 @@ class KerasEngine:
 class OpenVINOEngine:
     """Runs a network by OpenVINO on the processor; the compiled network is kept on disk for the next start."""
 
-    def __init__(self, network: keras.Model, precision: str = "float32", key: str | None = None):
-        """Convert and compile, or read what was compiled before; `key` is the network's, where it is known."""
+    def __init__(self, network: keras.Model | None, precision: str = "float32", key: str | None = None):
+        """Convert and compile, or read what was compiled before; `key` is the network's, where it is known.
+
+        Raises:
+            LookupError: If there is no network and none is kept under the key.
+        """
         self.name, self.precision = "openvino", precision
         core = import_openvino().Core()
         options = {
@@ -79,6 +83,8 @@ class OpenVINOEngine:
         graph = read_engine(core, stored) if stored else None
         kept = graph is not None
         if not kept:
+            if network is None:
+                raise LookupError(f"no engine is kept under {key}")
             graph = convert(network)
             if stored:
                 save_engine(graph, stored)
@@ -149,16 +155,38 @@ def load_engine(network: keras.Model, engine: str = "auto") -> KerasEngine | Ope
     if (key, precision) in _LOADED:
         return _LOADED[key, precision]
     try:
-        loaded = _LOADED[key, precision] = OpenVINOEngine(network, precision, key)
-        if len(_LOADED) > MAX_LOADED:
-            _LOADED.pop(next(iter(_LOADED)))
-        return loaded
+        _keep_loaded(OpenVINOEngine(network, precision, key), key)
+        return _LOADED[key, precision]
     except Exception as error:  # whatever goes wrong in there, Keras can take over
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         if engine != "auto":
             raise ValueError(f"OpenVINO cannot run this network ({reason}). Take engine='keras'.") from error
         log.warning("OpenVINO cannot run this network (%s); Keras runs it.", reason)
         return KerasEngine(network)
+
+
+def load_kept_engine(key: str, engine: str = "auto") -> OpenVINOEngine | None:
+    """Get the engine of a network of which only its key is known.
+
+    Returns:
+        What `load_engine` gives for that network; None where Keras is to run it or it is not kept on this machine.
+    """
+    if engine not in ("auto", "openvino", "openvino-bfloat16") or (engine == "auto" and not _has_openvino()):
+        return None
+    precision = "bfloat16" if engine.endswith("bfloat16") else "float32"
+    if (key, precision) not in _LOADED:
+        try:
+            _keep_loaded(OpenVINOEngine(None, precision, key), key)
+        except Exception as error:  # whatever it is, the network can be built
+            log.debug("the engine %s cannot be used: %s", key, error)
+            return None
+    return _LOADED[key, precision]
+
+
+def _keep_loaded(engine: OpenVINOEngine, key: str) -> None:
+    _LOADED[key, engine.precision] = engine
+    if len(_LOADED) > MAX_LOADED:
+        _LOADED.pop(next(iter(_LOADED)))
 
 
 def network_key(network: keras.Model) -> str:
@@ -172,11 +200,11 @@ def network_key(network: keras.Model) -> str:
 
 
 def _suits_openvino(network: keras.Model) -> bool:
-    if (
-        keras.backend.backend() != "tensorflow"
-        or find_spec("openvino") is None
-        or compute_precision(network) != "float32"
-    ):
+    return _has_openvino() and compute_precision(network) == "float32"
+
+
+def _has_openvino() -> bool:
+    if keras.backend.backend() != "tensorflow" or find_spec("openvino") is None:
         return False
     return all(device.startswith("cpu") for device in keras.distribution.list_devices())
 

@@ -19,8 +19,9 @@ import numpy as np
 
 from tlkeras.backbones import Backbone
 from tlkeras.batches import count_batches
+from tlkeras.blueprints import Facts
 from tlkeras.cache import cache_root
-from tlkeras.engines import load_engine, network_key
+from tlkeras.engines import load_engine, load_kept_engine, network_key
 from tlkeras.freezing import trainable_layers, transfer_of
 from tlkeras.heads import AUGMENTATION
 from tlkeras.pipelines import check_pictures, without_autotuning
@@ -139,19 +140,19 @@ def extract_features(
         raise ValueError("Only pooled features are cached: whole maps would fill the disk. Leave out cache=True.")
     count_batches(batches)
     names = _layer_names(source, stages)
-    network = _feature_network(source, names, pooled)
+    network, facts = _look_up(source, names, pooled)
     batches = iter(without_autotuning(batches))
     first = next(batches, None)
-    check_pictures(first, network.input_shape)
+    check_pictures(first, facts.input_shape)
     batches = chain([first], batches)
-    runner = load_engine(network, engine)
+    runner = not network and load_kept_engine(facts.key, engine)
+    runner = runner or load_engine(network or _feature_network(source, names, pooled), engine)
     store = _open_store() if cache else None
-    title = f"{network.name}, {network.input_shape[1]} px, {', '.join(names)}"
-    key = store and f"{network_key(network)} {runner.name} {runner.precision}"
+    title = f"{facts.name}, {facts.input_shape[1]} px, {', '.join(names)}"
     if store:
-        run = _StoredRun(runner, store, key, title)
+        run = _StoredRun(runner, store, f"{facts.key or network_key(network)} {runner.name} {runner.precision}", title)
         table, labels = run(batches)
-        values = np.split(table, np.cumsum([output.shape[-1] for output in network.outputs])[:-1], axis=1)
+        values = np.split(table, np.cumsum(facts.widths)[:-1], axis=1)
         computed = run.computed
     else:
         values, labels = _run(runner, batches)
@@ -260,20 +261,31 @@ def _open_store() -> FeatureStore | None:
 
 
 def _layer_names(source: Backbone | keras.Model, stages: str | Sequence[str]) -> list[str]:
-    known, model = (
-        (source.stages, source.model) if isinstance(source, Backbone) else (transfer_of(source).stages, source)
-    )
-    if isinstance(stages, str):
-        names = {"last": [known[-1]], "all": list(known)}.get(stages, [stages])
-    elif isinstance(stages, Iterable):
-        names = list(stages)
-    else:
-        raise ValueError(f"stages are 'last', 'all' or of {', '.join(known)}; got {stages!r}.")
-    layers = {layer.name for layer in model.layers}
-    unknown = [name for name in names if name not in layers]
+    known = (source if isinstance(source, Backbone) else transfer_of(source)).stages
+    choice = f"stages are 'last', 'all' or of {', '.join(known)}"
+    if not isinstance(stages, Iterable):
+        raise ValueError(f"{choice}; got {stages!r}.")
+    names = {"last": [known[-1]], "all": list(known)}.get(stages, [stages]) if isinstance(stages, str) else list(stages)
+    unknown = set(names) - set(known)
+    if unknown:  # a stage needs no look into the network, which may not be built
+        unknown -= {layer.name for layer in getattr(source, "model", source).layers}
     if unknown or not names:
-        raise ValueError(f"There is no layer {unknown or names!r}; stages are 'last', 'all' or of {', '.join(known)}.")
+        raise ValueError(f"There is no layer {sorted(unknown) or names!r}; {choice}.")
     return names
+
+
+def _look_up(source: Backbone | keras.Model, names: Sequence[str], pooled: bool) -> tuple[keras.Model | None, Facts]:
+    """The network to run and its facts, or those alone where the source is not built and they are known."""
+    blueprint = getattr(source, "blueprint", None)  # not built, so it has the weights of its file
+    facts = blueprint and blueprint.recall(names, pooled)
+    if facts:
+        return None, facts
+    network = _feature_network(source, names, pooled)
+    key = network_key(network) if blueprint else ""  # where nobody asks for it, it is not worth its time
+    facts = Facts(network.name, key, network.input_shape, tuple(output.shape[-1] for output in network.outputs))
+    if blueprint:
+        blueprint.note(names, pooled, facts)
+    return network, facts
 
 
 def _feature_network(source: Backbone | keras.Model, names: Sequence[str], pooled: bool) -> keras.Model:

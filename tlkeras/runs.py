@@ -164,7 +164,7 @@ def probe_folder(arguments: dict):
     from tlkeras.depth import probe
     from tlkeras.features import extract_features
 
-    data, backbone = _load(arguments)
+    data, backbone = _load(arguments, build=False)
     train, held_out = (
         extract_features(backbone, data.pictures(split), stages="all", cache=True) for split in ("train", "validation")
     )
@@ -179,7 +179,7 @@ def advise_folder(arguments: dict, budget: float):
     return advise(data, backbone, budget=budget, seed=arguments["seed"])
 
 
-def _load(arguments: dict) -> tuple:
+def _load(arguments: dict, **options) -> tuple:
     """The data and the backbone that the arguments of a command name."""
     from tlkeras.backbones import load_backbone
     from tlkeras.loaders import load_folder
@@ -188,7 +188,7 @@ def _load(arguments: dict) -> tuple:
 
     folder = find_folder(arguments["folder"])  # a wrong path is said before the seconds that a network takes
     weights = None if arguments["weights"] == "random" else arguments["weights"]
-    options = {"image_size": arguments["image_size"], "alpha": arguments["alpha"]}
+    options |= {"image_size": arguments["image_size"], "alpha": arguments["alpha"]}
     backbone = load_backbone(arguments["backbone"], weights=weights, channels=3, **options)  # files are RGB
     options = {"batch_size": arguments["batch_size"]} if "batch_size" in arguments else {}
     options |= {"image_size": backbone.image_size, "seed": arguments["seed"]}
