@@ -12,6 +12,7 @@ import pytest
 
 import tlkeras as tl
 from tlkeras.history import History
+from tlkeras.plots import plot_history
 from tlkeras.predictions import Predictions
 from tlkeras.recipes import Result
 from tlkeras.report import draw_figures, write_report
@@ -100,6 +101,18 @@ def test_a_run_without_a_mistake_has_no_figure_of_mistakes(run):
     draw_figures(folder, data, Result(model, History(rows), "head"), right, tl.evaluate(right))
     assert not (folder / "mistakes.png").exists()
     assert "Grad-CAM" not in Page(write_report(folder).read_text(encoding="utf-8")).text
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.0, ""), (0.75, ", 75 % of the way"), (1.0, "")])
+def test_the_curves_say_where_what_was_kept_is_no_point_of_them(run, monkeypatch, share, said):
+    folder, held_out, data = run
+    titles = []
+    monkeypatch.setattr("tlkeras.report.plot_history", lambda rows, title: titles.append(title) or plot_history(rows))
+    rows = [{"phase": "fine-tune", "epoch": 1, "loss": 1.0, "accuracy": 1.0}]
+    history, found = History(rows, shares={"head": 1.0, "fine-tune": share}), tl.evaluate(held_out)
+    model = tl.build_classifier(tl.small_backbone(32), 3)
+    draw_figures(folder, data, Result(model, history, "fine-tune"), held_out, found)
+    assert titles == [f"Validation accuracy {found.accuracy.in_percent()}{said}"]
 
 
 def test_a_test_split_and_advice_are_told(run):

@@ -109,7 +109,9 @@ def draw_figures(folder: Path, data: Data, result: Result, held_out: Predictions
         return plot_pictures(pictures, truth, predicted, data.class_names, probabilities=sure, title=title)
 
     finding = f"Validation accuracy {found.accuracy.in_percent()}"
-    keep(plot_history(result.history.rows, title=finding), "history")
+    share = next(reversed(result.history.shares.values()), 1.0)  # short of the last weights: no point of the curve
+    way = f", {100 * share:.0f} % of the way" if 0 < share < 1 else ""
+    keep(plot_history(result.history.rows, title=finding + way), "history")
     keep(plot_confusion(found.confusion, data.class_names, title=finding), "confusion")
     numbers = data.index["validation"]
     spread = np.unique(np.linspace(0, len(held_out) - 1, 12).round().astype(int))
