@@ -1,4 +1,8 @@
+import copy
+import dataclasses
 import json
+import random
+import threading
 
 import keras
 import numpy as np
@@ -6,6 +10,7 @@ import pytest
 from test_features import Pictures
 
 from tlkeras.backbones import load_backbone
+from tlkeras.catalogue import CATALOGUE
 from tlkeras.engines import load_kept_engine
 from tlkeras.features import extract_features
 from tlkeras.weights import EMBEDDED_FILE
@@ -95,14 +100,19 @@ def test_another_content_of_the_file_size_or_channels_is_another_backbone(data, 
     assert not np.allclose(extract_features(load(**mine), data).last, before)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"block_16_project_BN": 3}', "{}"])
-def test_a_note_that_cannot_be_used_costs_time_only(cache, data, content):
-    expected = extract_features(load(), data).last
+def test_a_note_that_cannot_be_used_costs_time_only(cache, data):
+    expected, stage = extract_features(load(), data).last, load().stages[-1:]
     (note,) = (cache / "engines").glob("*.json")
-    noted = json.loads(note.read_text())
-    note.write_text(content if content != "{}" else json.dumps({name: {"key": 1} for name in noted}))
+    assert load().blueprint.recall(stage, True).widths == (1280,)
+    (noted,) = json.loads(note.read_text()).values()
+    for content in ("", "[]", "[" * 100_000, json.dumps({stage[0]: 3})):
+        note.write_text(content)
+        assert load().blueprint.recall(stage, True) is None
+    for part, wrong in [("key", None), ("input_shape", 3), ("widths", ["x"])]:
+        note.write_text(json.dumps({stage[0]: {**noted, part: wrong}}))
+        assert load().blueprint.recall(stage, True) is None
     np.testing.assert_array_equal(extract_features(load(), data).last, expected)
-    assert json.loads(note.read_text()).keys() >= noted.keys()
+    assert json.loads(note.read_text()) == {stage[0]: noted}
 
 
 def test_an_engine_that_is_gone_or_a_cache_that_is_off_costs_time_only(cache, data, monkeypatch):
@@ -138,18 +148,90 @@ def test_pictures_of_another_size_are_refused_without_the_network(data):
         extract_features(load(), large)
 
 
-def test_the_precision_is_that_of_the_time_of_loading(data):
+@pytest.mark.parametrize("policy", ["mixed_float16", keras.dtype_policies.DTypePolicyMap()])
+def test_the_precision_is_that_of_the_time_of_loading(data, policy):
     unbuilt = load()
-    keras.config.set_dtype_policy("mixed_float16")
+    keras.config.set_dtype_policy(policy)
     try:
         assert unbuilt.model.get_layer("Conv1").compute_dtype == "float32"
-        assert keras.config.dtype_policy().name == "mixed_float16"
-        for _ in range(2):
-            mixed = load()
-            assert extract_features(mixed, data).engine == "keras float16"
-            assert is_built(mixed)
+        assert keras.config.dtype_policy().name == keras.dtype_policies.get(policy).name  # put back
+        assert is_built(load())
     finally:
         keras.config.set_dtype_policy("float32")
+
+
+def test_a_network_built_while_a_graph_is_traced_has_the_weights_of_its_file(data):
+    import tensorflow as tf
+
+    x = tf.constant(data.images.astype("float32"))
+    expected = load(build=True).model(x, training=False)
+    backbone, other = load(), load()
+    np.testing.assert_allclose(
+        tf.function(lambda images: backbone.model(images, training=False))(x), expected, atol=1e-4
+    )
+    batches = tf.data.Dataset.from_tensors(x).map(lambda images: other.model(images, training=False))
+    np.testing.assert_allclose(next(iter(batches)), expected, atol=1e-4)
+    np.testing.assert_allclose(backbone.model(x, training=False), expected, atol=1e-4)
+
+
+def test_under_a_distribution_strategy_the_network_is_built_at_once():
+    import tensorflow as tf
+
+    with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
+        assert is_built(load())
+
+
+@pytest.mark.parametrize("change", [lambda file: file.unlink(), lambda file: file.write_bytes(b"other weights")])
+def test_a_file_that_changed_before_the_network_was_built_is_not_noted(cache, data, tmp_path, change):
+    file = tmp_path / "mine.npz"
+    file.write_bytes(EMBEDDED_FILE.read_bytes())
+    backbone = load(weights=file, alpha=0.35)
+    change(file)
+    with pytest.raises(ValueError, match=r"mine\.npz is gone, or has changed since the backbone was loaded"):
+        extract_features(backbone, data)
+    assert not list((cache / "engines").glob("*.json"))
+
+
+def test_a_relative_path_stays_the_file_that_it_was(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.npz").write_bytes(EMBEDDED_FILE.read_bytes())
+    backbone = load(weights="mine.npz", alpha=0.35)
+    monkeypatch.chdir(tmp_path.parent)
+    assert backbone.model.count_params() == 410_208
+
+
+def test_building_draws_no_random_number_that_others_would_have_drawn(data):
+    drawn = []
+    for _ in range(2):  # built, then known
+        keras.utils.set_random_seed(0)
+        extract_features(load(), data)
+        drawn.append(random.random())
+    assert drawn[0] == drawn[1]
+
+
+def test_a_changed_catalogue_is_another_backbone(monkeypatch):
+    before = load().blueprint.key
+    changed = dataclasses.replace(CATALOGUE["MobileNetV2"], preprocessing="torch")
+    monkeypatch.setitem(CATALOGUE, "MobileNetV2", changed)
+    assert load().blueprint.key != before
+
+
+def test_it_can_be_replaced_in_part_copied_and_shown():
+    backbone = load()
+    assert repr(backbone).startswith("Backbone(name='MobileNetV2', weights='embedded', image_size=32")
+    assert not is_built(backbone) and not is_built(copy.copy(backbone))
+    other = dataclasses.replace(backbone, weights="mine")
+    assert (other.weights, other.model, other.blueprint) == ("mine", backbone.model, None)
+
+
+def test_two_threads_get_one_network():
+    backbone, found = load(), []
+    threads = [threading.Thread(target=lambda: found.append(backbone.model)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3 and len({id(model) for model in found}) == 1
 
 
 def test_a_file_that_does_not_fit_shows_when_the_network_is_built(data, tmp_path):

@@ -6,11 +6,11 @@ import pytest
 from conftest import make_tiny_backbone
 
 from tlkeras.audit import FreezeAudit, FreezeError
-from tlkeras.checkpoints import Checkpoint
+from tlkeras.checkpoints import SHARES, Checkpoint
 from tlkeras.freezing import trainable_layers, unfreeze_stages, unfreeze_top
 from tlkeras.heads import build_classifier, build_head
 from tlkeras.history import History
-from tlkeras.optimizers import SmoothedCrossentropy
+from tlkeras.optimizers import ClassWeightedAccuracy, SmoothedCrossentropy
 from tlkeras.settings import Settings
 from tlkeras.training import fine_tune, fine_tune_gradually, train_from_scratch, train_head
 
@@ -252,6 +252,58 @@ def test_a_lower_loss_does_not_count_where_fewer_are_right(accuracies, share):
     judged = [{"loss": loss} | ({"accuracy": accuracies[k]} if accuracies else {}) for k, loss in enumerate(losses)]
     checkpoint.search_line(iter(judged).__next__)
     assert checkpoint.share == share
+
+
+def test_who_is_stopped_on_the_way_keeps_the_best_epoch():
+    model = build_classifier(make_tiny_backbone(), 3)
+    checkpoint = Checkpoint(model, "fine-tune", {}, patience=None, folder=None)
+    checkpoint.start(model, FreezeAudit(model), np.inf)
+    checkpoint.best_weights = {k: value + 1 for k, value in checkpoint.first_weights.items()}  # of an epoch
+
+    judged = [{"loss": 1.0, "accuracy": 0.5}]
+
+    def judge():
+        if judged:
+            return judged.pop()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.search_line(judge)
+    checkpoint.keep_best()
+    assert (checkpoint.share, checkpoint.kept) == (1.0, 0)
+    for k, variable in enumerate(model.weights):
+        np.testing.assert_array_equal(np.array(variable), checkpoint.first_weights[k] + 1)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_pictures_count_by_the_weight_of_their_class_in_the_accuracy_too(num_classes):
+    labels, rng = np.array([0, 0, 0, 1]), np.random.default_rng(0)
+    logits = rng.normal(size=(4, num_classes if num_classes > 2 else 1)).astype("float32")
+    guess = logits.argmax(-1) if num_classes > 2 else (logits[:, 0] > 0).astype(int)
+    weights = [1.0, 6.0, 2.0][:num_classes]
+    metric = ClassWeightedAccuracy(weights)
+    metric.update_state(labels, logits)
+    each = np.array([weights[label] for label in labels])
+    np.testing.assert_allclose(float(metric.result()), (each * (guess == labels)).sum() / each.sum(), rtol=1e-6)
+    assert ClassWeightedAccuracy.from_config(metric.get_config()).weights_of_classes == weights
+
+
+def test_a_rare_class_that_counts_more_is_not_outvoted_on_the_way():
+    model = build_classifier(make_tiny_backbone(), 3)
+    checkpoint = Checkpoint(model, "fine-tune", {}, patience=None, folder=None)
+    checkpoint.start(model, FreezeAudit(model), np.inf)
+    judged = [{"loss": 1 - share, "accuracy": 0.9 - share / 10, "weighted_accuracy": share} for share in SHARES]
+    checkpoint.search_line(iter(judged).__next__)
+    assert checkpoint.share == 1.0
+
+
+def test_the_best_of_the_way_is_sought_by_the_weights_of_the_classes(data):
+    for class_weight in (None, {0: 5.0}):
+        model = build_classifier(make_tiny_backbone(), 3)
+        unfreeze_top(model, 1)
+        settings = Settings(verbose=0, interpolate="best", class_weight=class_weight)
+        history = fine_tune(model, data, data, epochs=1, settings=settings)
+        assert ("val_weighted_accuracy" in history.rows[0]) == bool(class_weight)
 
 
 def test_half_of_the_way_is_best_where_nothing_is_held_out(data):

@@ -61,8 +61,11 @@ class Backbone:
 class _Unbuilt(Backbone):
     """A backbone whose model is built when first asked for."""
 
-    def __init__(self, blueprint: Blueprint, **fields):
+    def __init__(self, blueprint: Blueprint | None = None, **fields):
         vars(self).update(fields, _blueprint=blueprint)
+
+    def __repr__(self) -> str:
+        return f"Backbone({', '.join(f'{name}={value!r}' for name, value in vars(self).items() if name[0] != '_')})"
 
     @property
     def blueprint(self) -> Blueprint | None:
@@ -71,7 +74,7 @@ class _Unbuilt(Backbone):
 
     @cached_property
     def model(self) -> keras.Model:
-        return self._blueprint.build()
+        return self._blueprint.build(vars(self))
 
     @cached_property
     def num_features(self) -> int:
@@ -99,8 +102,7 @@ def load_backbone(
 ) -> Backbone:
     """A pretrained net without its top that takes raw pictures in [0, 255].
 
-    Use it wherever a picture has to become features. Do not call `preprocess_input` on what goes in: a net that is fed
-    twice-scaled pictures trains without complaint and is wrong.
+    Do not call `preprocess_input` on what goes in: a net fed with twice-scaled pictures trains without complaint.
 
     Args:
         name: one of `list_backbones()`, MobileNetV2 by default; or "hub:PRESET", a KerasHub preset or the folder of one
@@ -114,9 +116,9 @@ def load_backbone(
         alpha: width multiplier of the MobileNets; by default the width of the weights (1.0 for "imagenet").
         channels: 3 for RGB; 1 for grey pictures (batch, height, width, 1), repeated over three channels. By default
             those of the saved backbone, else 3.
-        build: False leaves a net with weights from a file unbuilt until its `model` is first asked for. Features that
-            OpenVINO took of it before on this machine then come from the kept engine, which saves most of a second a
-            process; a file that does not fit shows when the net is built.
+        build: False leaves a net with weights from a file unbuilt until its `model` is asked for (TensorFlow, float32):
+            features that OpenVINO took of it before on this machine come from the kept engine, most of a second sooner
+            a process. A file that does not fit shows when the net is built.
 
     Returns:
         The backbone; its weights are trainable until you freeze them.
@@ -159,16 +161,15 @@ def load_backbone(
     if not card and weights is not None:
         file, alpha, label = find_weights(entry, weights, alpha, size)
     alpha = 1.0 if alpha is None else alpha
-    known = {"name": name, "weights": label, "image_size": size, "stages": entry.stages}
-    known["alpha"] = alpha if entry.alphas else None
+    known = dict(name=name, weights=label, image_size=size, stages=entry.stages, alpha=alpha if entry.alphas else None)
     if card:
         model = fill_from_folder(lambda size, channels: _build(entry, size, alpha, channels), folder, card)
         if (size, channels) != (card["net"]["image_size"], card["net"]["channels"]):
             proved, model = model, _build(entry, size, alpha, channels)
             model.set_weights(proved.get_weights())
-    elif file and not build:
-        make = partial(_build, entry, size, alpha, channels, file)
-        return _Unbuilt(Blueprint(make, file, name, alpha, size, channels), **known)
+    elif file and not build and Blueprint.can_wait():
+        make = partial(_build, entry, size, alpha, channels)
+        return _Unbuilt(Blueprint(make, file, entry, alpha, size, channels), **known)
     else:
         model = _build(entry, size, alpha, channels, file)
     return Backbone(model=model, num_features=model.output_shape[-1], **known)

@@ -3,16 +3,19 @@
 Keras takes most of a second to build even a small network and to fill it, as long as an engine takes for the features
 of hundreds of pictures. An engine that was kept needs no network, only its key. So what was once made of a backbone as
 it came from its file is noted on disk under what that backbone is: the file's content, the net, its width and size, and
-the versions of everything that builds it.
+everything that builds it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +25,8 @@ from tlkeras.cache import cache_root
 from tlkeras.version import __version__
 
 log = logging.getLogger("tlkeras")
+
+BUILDERS = ("backbones.py", "weights.py", "features.py")  # whose change makes other networks of the same parts
 
 
 @dataclass(frozen=True)
@@ -44,60 +49,99 @@ class Facts:
 class Blueprint:
     """What a backbone would be built from, and the facts of networks that were made of it."""
 
-    def __init__(self, build: Callable[[], keras.Model], file: Path, *parts: object):
-        """Take the function that builds it, the file of its weights and whatever else tells it from others."""
-        self._build, self._policy = build, keras.config.dtype_policy()
+    def __init__(self, build: Callable[[Path], keras.Model], file: Path, *parts: object):
+        """Take the function that builds it of the file of its weights, and whatever else tells it from others."""
+        self._build, self._file, self._lock = build, file.resolve(), threading.Lock()
+        self._content = _digest(self._file)
         digest = hashlib.blake2b(digest_size=16)
-        for content in (file, Path(__file__).with_name("backbones.py")):
-            with content.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-        versions = (__version__, keras.__version__, self._policy.name, keras.config.image_data_format())
-        digest.update(repr((*parts, *versions)).encode())
+        for name in BUILDERS:
+            with contextlib.suppress(FileNotFoundError):  # an installation of compiled modules alone
+                digest.update(Path(__file__).with_name(name).read_bytes())
+        versions = (__version__, keras.__version__, keras.config.image_data_format())
+        digest.update(repr((self._content, file.suffixes[-2:], *parts, *versions)).encode())
         self.key = digest.hexdigest()
 
-    def build(self) -> keras.Model:
-        """Build the model, with the precision that was set when the blueprint was made."""
-        now = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(self._policy)
-        try:
-            return self._build()
-        finally:
-            keras.config.set_dtype_policy(now)
+    @staticmethod
+    def can_wait() -> bool:
+        """Whether a network built later, and elsewhere, is the one that would be built now."""
+        policy = keras.config.dtype_policy()
+        if keras.backend.backend() != "tensorflow" or type(policy) is not keras.DTypePolicy or policy.name != "float32":
+            return False
+        import tensorflow as tf
+
+        return not tf.distribute.has_strategy()
+
+    def build(self, into: dict) -> keras.Model:
+        """Put the model into a dictionary, unless another thread was faster, and get it.
+
+        Raises:
+            ValueError: If the file is not what it was.
+        """
+        with self._lock:
+            if "model" not in into:
+                if not self._file.is_file() or _digest(self._file) != self._content:
+                    raise ValueError(
+                        f"{self._file} is gone, or has changed since the backbone was loaded: load it again."
+                    )
+                with _as_if_built_at_once():
+                    into["model"] = self._build(self._file)
+        return into["model"]
 
     def recall(self, stages: Sequence[str], pooled: bool) -> Facts | None:
         """Get the facts of the network up to these stages, or None where it was never made on this machine."""
-        if self._policy.compute_dtype != "float32":  # which Keras runs, and whoever chooses an engine has to see
-            return None
-        found = self._read().get(_name(stages, pooled))
         try:
-            return found and Facts(**{**found, "input_shape": tuple(found["input_shape"])})
-        except (TypeError, KeyError):  # another version's, or damaged
+            found = self._read()[_name(stages, pooled)]
+            name, key, shape, widths = (found[part] for part in ("name", "key", "input_shape", "widths"))
+            return Facts(str(name), key, (None, *map(int, shape[1:])), tuple(map(int, widths))) if key else None
+        except (LookupError, TypeError, ValueError):  # not there, another version's, or damaged
             return None
 
     def note(self, stages: Sequence[str], pooled: bool, facts: Facts) -> None:
         """Keep the facts for the next process; without a cache, or where it cannot be written, nothing happens."""
-        if self._file is None:
+        if self._notes is None:
             return
-        draft = self._file.with_suffix(f".{os.getpid()}")
+        draft = self._notes.with_suffix(f".{os.getpid()}")
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._notes.parent.mkdir(parents=True, exist_ok=True)
             draft.write_text(json.dumps({**self._read(), _name(stages, pooled): asdict(facts)}))
-            os.replace(draft, self._file)
+            os.replace(draft, self._notes)
         except OSError as error:
-            log.debug("%s cannot be written: %s", self._file, error)
+            log.debug("%s cannot be written: %s", self._notes, error)
 
     @property
-    def _file(self) -> Path | None:
+    def _notes(self) -> Path | None:
         folder = cache_root()
         return folder and folder / "engines" / f"{self.key}.json"
 
     def _read(self) -> dict:
         try:
-            noted = json.loads(self._file.read_text()) if self._file else {}
-        except (OSError, ValueError):
+            noted = json.loads(self._notes.read_text()) if self._notes else {}
+        except (OSError, ValueError, RecursionError):
             return {}
         return noted if isinstance(noted, dict) else {}
+
+
+@contextlib.contextmanager
+def _as_if_built_at_once() -> Iterator[None]:
+    """Float32, outside of any graph that is being traced, and no random number that somebody else would have drawn."""
+    import tensorflow as tf
+
+    policy, state = keras.config.dtype_policy(), random.getstate()
+    keras.config.set_dtype_policy("float32")
+    try:
+        with tf.init_scope():
+            yield
+    finally:
+        random.setstate(state)
+        keras.config.set_dtype_policy(policy)
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _name(stages: Sequence[str], pooled: bool) -> str:

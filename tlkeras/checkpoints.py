@@ -100,19 +100,21 @@ class Checkpoint(keras.callbacks.Callback):
         the way there is right as often and less sure. Where fewer pictures are right than at first, a lower loss does
         not count: it can come from being less sure of everything. An epoch half way in time is not on that line: it is
         where the learning rate was high, and a low loss there is luck. `judge` gives the loss and, where the task has
-        one, the accuracy on the validation data.
+        one, the accuracy on the validation data, by the weights of the classes if these count in the loss.
         """
         if self.share != 1:
             return  # a finished phase of before: found then
-        last, self.best, least = self._weights(), np.inf, 0.0
-        for share in SHARES:
-            point = self._between(last, share)
-            self._assign(point)
+        last, best, least, share = self._weights(), np.inf, 0.0, 0.0
+        for candidate in SHARES:
+            self._assign(self._between(last, candidate))
             found = judge()
-            least = least if share else found.get("accuracy", 0.0)
-            if found["loss"] < self.best and found.get("accuracy", 0.0) >= least:
-                self.best, self.best_weights, self.share = found["loss"], point, share
-                self.kept = self.epoch if share else 0
+            right = found.get("weighted_accuracy", found.get("accuracy", 0.0))
+            least = least if candidate else right
+            if found["loss"] < best and right >= least:
+                best, share = found["loss"], candidate
+        # Only now: who is stopped in between has the best epoch.
+        self.best, self.share, self.kept = best, share, self.epoch if share else 0
+        self.best_weights = self._between(last, share)
         self._assign(last)
         if self.path and self.model is not None:
             self.save()

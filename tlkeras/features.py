@@ -140,13 +140,12 @@ def extract_features(
         raise ValueError("Only pooled features are cached: whole maps would fill the disk. Leave out cache=True.")
     count_batches(batches)
     names = _layer_names(source, stages)
-    network, facts = _look_up(source, names, pooled)
+    runner, network, facts = _look_up(source, names, pooled, engine)
     batches = iter(without_autotuning(batches))
     first = next(batches, None)
     check_pictures(first, facts.input_shape)
     batches = chain([first], batches)
-    runner = not network and load_kept_engine(facts.key, engine)
-    runner = runner or load_engine(network or _feature_network(source, names, pooled), engine)
+    runner = runner or load_engine(network, engine)
     store = _open_store() if cache else None
     title = f"{facts.name}, {facts.input_shape[1]} px, {', '.join(names)}"
     if store:
@@ -266,26 +265,27 @@ def _layer_names(source: Backbone | keras.Model, stages: str | Sequence[str]) ->
     if not isinstance(stages, Iterable):
         raise ValueError(f"{choice}; got {stages!r}.")
     names = {"last": [known[-1]], "all": list(known)}.get(stages, [stages]) if isinstance(stages, str) else list(stages)
-    unknown = set(names) - set(known)
+    unknown = [name for name in names if name not in known]
     if unknown:  # a stage needs no look into the network, which may not be built
-        unknown -= {layer.name for layer in getattr(source, "model", source).layers}
+        layers = {layer.name for layer in getattr(source, "model", source).layers}
+        unknown = [name for name in unknown if name not in layers]
     if unknown or not names:
-        raise ValueError(f"There is no layer {sorted(unknown) or names!r}; {choice}.")
+        raise ValueError(f"There is no layer {unknown or names!r}; {choice}.")
     return names
 
 
-def _look_up(source: Backbone | keras.Model, names: Sequence[str], pooled: bool) -> tuple[keras.Model | None, Facts]:
-    """The network to run and its facts, or those alone where the source is not built and they are known."""
+def _look_up(source: Backbone | keras.Model, names: Sequence[str], pooled: bool, engine: str) -> tuple:
+    """The engine, None and the facts, where the source is not built and its engine is kept; else None and a network."""
     blueprint = getattr(source, "blueprint", None)  # not built, so it has the weights of its file
     facts = blueprint and blueprint.recall(names, pooled)
-    if facts:
-        return None, facts
+    if runner := facts and load_kept_engine(facts.key, engine):
+        return runner, None, facts
     network = _feature_network(source, names, pooled)
     key = network_key(network) if blueprint else ""  # where nobody asks for it, it is not worth its time
     facts = Facts(network.name, key, network.input_shape, tuple(output.shape[-1] for output in network.outputs))
     if blueprint:
         blueprint.note(names, pooled, facts)
-    return network, facts
+    return None, network, facts
 
 
 def _feature_network(source: Backbone | keras.Model, names: Sequence[str], pooled: bool) -> keras.Model:

@@ -108,6 +108,27 @@ class ClassWeighted(keras.losses.Loss):
         return {**super().get_config(), "loss": loss, "weights": self.weights}
 
 
+class ClassWeightedAccuracy(keras.metrics.Mean):
+    """Accuracy in which each picture counts by the weight of its class, as in the loss."""
+
+    def __init__(self, weights: list[float], name: str = "weighted_accuracy", **options):
+        """Take the weight of each class, by label."""
+        super().__init__(name=name, **options)
+        self.weights_of_classes = list(weights)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Count pictures by their labels and the logits of all classes, or one logit for two."""
+        ops = keras.ops
+        classes = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+        guess = ops.argmax(y_pred, axis=-1) if y_pred.shape[-1] > 1 else ops.reshape(y_pred > 0, (-1,))
+        weights = ops.take(ops.convert_to_tensor(self.weights_of_classes, dtype="float32"), classes)
+        return super().update_state(ops.cast(ops.cast(guess, "int32") == classes, "float32"), weights)
+
+    def get_config(self):
+        """Get what `from_config` needs."""
+        return {**super().get_config(), "weights": self.weights_of_classes}
+
+
 def class_weights(model: keras.Model, class_weight: Mapping[int, float] | None) -> list[float] | None:
     """Get the weight of each class by label, 1 where none is named; None if there is nothing to weigh.
 

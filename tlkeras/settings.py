@@ -24,8 +24,9 @@ class Settings:
         interpolate: How far `fine_tune` goes from the weights before it to the trained ones, in (0, 1]. 0.5 is half
             way (WiSE-FT, Wortsman et al. 2022, https://arxiv.org/abs/2109.01903): steadier where pictures differ from
             those trained on. "best" is none, a quarter, half, three quarters or all of the way to the last weights: of
-            those that are right on no fewer validation pictures than none of the way, the one with the lowest
-            validation loss; without validation data 0.5. None is 1.0, and "best" in `transfer`.
+            those that are right on no fewer validation pictures than none of the way (by the weights of their classes,
+            if these have some), the one with the lowest validation loss; without validation data 0.5. None is 1.0, and
+            "best" in `transfer`.
         views: Passes over the training data whose features at the cut between frozen and trained layers are stored, so
             that only what is above the cut is computed again; the first pass is without the model's augmentation. An
             epoch then goes over all views. 0 trains on pictures. None is 4 in `train_head` if the model augments, else
@@ -51,6 +52,8 @@ class Settings:
         intervals = {"label_smoothing": "[0, 1)", "warmup": "[0, 1]", "stage_decay": "(0, 1]"}
         if self.head_factor is not None:
             intervals["head_factor"] = "(0, inf)"
+        if isinstance(self.interpolate, str) and self.interpolate != "best":
+            raise ValueError(f"interpolate must be 'best' or a number in (0, 1], got {self.interpolate!r}.")
         if self.interpolate not in (None, "best"):
             intervals["interpolate"] = "(0, 1]"
         for name, interval in intervals.items():

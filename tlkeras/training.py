@@ -24,7 +24,14 @@ from tlkeras.features import compute_features, count_views, cut_point, top_model
 from tlkeras.freezing import set_trainable_layers, stage_depths, trainable_layers, transfer_of, unfreeze_top
 from tlkeras.heads import AUGMENTATION
 from tlkeras.history import History
-from tlkeras.optimizers import DiscriminativeAdam, class_weights, learning_rate_factors, make_objective, warmup_cosine
+from tlkeras.optimizers import (
+    ClassWeightedAccuracy,
+    DiscriminativeAdam,
+    class_weights,
+    learning_rate_factors,
+    make_objective,
+    warmup_cosine,
+)
 from tlkeras.pipelines import make_batches, without_autotuning
 from tlkeras.progress import EpochLines
 from tlkeras.settings import Settings
@@ -85,7 +92,8 @@ def fine_tune(
     """Train what `unfreeze_top` opened, and the head, at a low learning rate: the second phase.
 
     Compiles again, so that the changed `trainable` flags count. The weights kept are those with the lowest
-    validation loss, the state before the first epoch included: fine-tuning that only hurts is undone.
+    validation loss, of the epochs and the state before the first one, or of the points between that and the last epoch
+    (`interpolate` of the settings): fine-tuning that only hurts is undone.
 
     Args:
         model: From `build_classifier`, its head trained, its top unfrozen.
@@ -214,7 +222,10 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
     optimizer = DiscriminativeAdam(schedule, factors=factors)
     if compute_precision(model) == "float16":  # Keras asks the model's policy, which a loaded model has lost
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    trained.compile(optimizer, **make_objective(model, settings.label_smoothing, weights))
+    objective = make_objective(model, settings.label_smoothing, weights)
+    if search and weights:
+        objective["metrics"].append(ClassWeightedAccuracy(weights))
+    trained.compile(optimizer, **objective)
     if trained is not model:
         model.compile(optimizer, **make_objective(model, settings.label_smoothing, weights))  # for `model.evaluate`
     trained.optimizer.build(trained.trainable_variables)  # or Keras traces the first step twice: a third of its time
