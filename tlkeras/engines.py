@@ -88,7 +88,7 @@ class OpenVINOEngine:
             graph = convert(network)
             if stored:
                 save_engine(graph, stored)
-        self._slice = _slice_size(graph)
+        self._slice = _slice_size(graph, {"float32": 4, "bfloat16": 2}[precision])
         self._compile = lambda dtype: core.compile_model(_taking(graph, dtype), "CPU", options)
         self._compiled = {}  # by the type of the images
         if not kept:  # what cannot be compiled shows now, while Keras can still take over
@@ -278,12 +278,12 @@ def _without_telemetry() -> Iterator[None]:
             os.environ["CI"] = before
 
 
-def _slice_size(graph) -> int | None:
-    """How many pictures go through at a time; None where the graph does not leave their number open."""
+def _slice_size(graph, width: int) -> int | None:
+    """How many pictures of so many bytes a number go through at a time; None where the graph fixes how many."""
     shapes = [output.partial_shape for node in graph.get_ops() for output in node.outputs()]
     maps = [shape for shape in shapes if shape.rank.is_static and len(shape) == 4 and shape[0].is_dynamic]
     sizes = [math.prod(side.get_length() for side in shape[1:]) for shape in maps if shape[1:].is_static]
-    return max(1, SLICE_BYTES // (4 * max(sizes))) if sizes else None
+    return max(1, SLICE_BYTES // (width * max(sizes))) if sizes else None
 
 
 def _taking(graph, dtype: type):
