@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import json
+import pickle
 import random
 import threading
 
@@ -219,7 +220,9 @@ def test_a_changed_catalogue_is_another_backbone(monkeypatch):
 def test_it_can_be_replaced_in_part_copied_and_shown():
     backbone = load()
     assert repr(backbone).startswith("Backbone(name='MobileNetV2', weights='embedded', image_size=32")
-    assert not is_built(backbone) and not is_built(copy.copy(backbone))
+    copies = [copy.copy(backbone), copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))]
+    assert not any(map(is_built, [backbone, *copies]))
+    assert [one.num_features for one in copies] == [1280, 1280, 1280]
     other = dataclasses.replace(backbone, weights="mine")
     assert (other.weights, other.model, other.blueprint) == ("mine", backbone.model, None)
 

@@ -75,6 +75,7 @@ def test_slices_that_fit_the_processors_cache_are_put_together_again(slices, tin
     network = keras.Model(tiny_backbone.model.inputs[0], tiny_backbone.model.get_layer("drop_1").output)
     runner = OpenVINOEngine(network)
     assert runner._slice == slices
+    assert OpenVINOEngine(network, "bfloat16")._slice == 2 * slices  # its maps are half as large
     found = [outputs[0] for outputs in runner.run(iter(batches(images)))]
     assert [len(values) for values in found] == [7] * 7 + [1]
     np.testing.assert_allclose(np.concatenate(found), network.predict(images, verbose=0), atol=1e-4)

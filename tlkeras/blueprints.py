@@ -26,6 +26,7 @@ from tlkeras.version import __version__
 
 log = logging.getLogger("tlkeras")
 
+_BUILDING = threading.RLock()  # of all, since a lock of its own could not be copied with a backbone
 BUILDERS = ("backbones.py", "weights.py", "features.py")  # whose change makes other networks of the same parts
 
 
@@ -51,7 +52,7 @@ class Blueprint:
 
     def __init__(self, build: Callable[[Path], keras.Model], file: Path, *parts: object):
         """Take the function that builds it of the file of its weights, and whatever else tells it from others."""
-        self._build, self._file, self._lock = build, file.resolve(), threading.Lock()
+        self._build, self._file = build, file.resolve()
         self._content = _digest(self._file)
         digest = hashlib.blake2b(digest_size=16)
         for name in BUILDERS:
@@ -77,7 +78,7 @@ class Blueprint:
         Raises:
             ValueError: If the file is not what it was.
         """
-        with self._lock:
+        with _BUILDING:
             if "model" not in into:
                 if not self._file.is_file() or _digest(self._file) != self._content:
                     raise ValueError(
