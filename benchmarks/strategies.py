@@ -139,11 +139,15 @@ def report(rows: list[dict], strategies: list[str], as_json: bool) -> None:
         print_row("mean", list(means.values()), columns)
         print("mean regret (points): " + ", ".join(f"{name} {values.mean():.2f}" for name, values in regret.items()))
         for (one, other), gains in ahead.items():
-            each = np.array([100 * (a["accuracy"] - b["accuracy"]) for by in runs.values()
-                             for a, b in zip(by[one], by[other], strict=True)])  # fmt: skip
-            print(f"{one} less {other}: {gains.mean():+.2f} points, ahead in {(gains > 0).sum()} of {len(gains)} cells,"
-                  f" in {len(each)} runs {each.min():+.1f} to {each.max():+.1f}, {(each == 0).sum()} alike, "
-                  f"{(each > 0).sum()} ahead")  # fmt: skip
+            print(f"{one} less {other}: {gains.mean():+.2f} points, ahead in {(gains > 0).sum()} of {len(gains)} cells")
+            for size in (None, *dict.fromkeys(key[2] for key in runs)):
+                chosen = [by for key, by in runs.items() if size in (None, key[2])]
+                each = np.array([100 * (a["accuracy"] - b["accuracy"]) for by in chosen
+                                 for a, b in zip(by[one], by[other], strict=True)])  # fmt: skip
+                found = tl.mean_interval(each)  # as if the runs were independent: they share pictures
+                print(f"    {'all' if size is None else f'{size} a class'}: {found.value:+.2f} ({found.low:+.2f} to "
+                      f"{found.high:+.2f}) in {len(each)} runs, {each.min():+.1f} to {each.max():+.1f}, "
+                      f"{(each == 0).sum()} alike, {(each > 0).sum()} ahead")  # fmt: skip
         choices = Counter((row["size"], row["chosen"]) for row in advised)
         print("advice: " + "; ".join(f"{size} a class: {name}, {n} times" for (size, name), n in choices.items()))
         seconds = [row["seconds"] for row in advised]

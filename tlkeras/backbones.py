@@ -116,9 +116,9 @@ def load_backbone(
         alpha: width multiplier of the MobileNets; by default the width of the weights (1.0 for "imagenet").
         channels: 3 for RGB; 1 for grey pictures (batch, height, width, 1), repeated over three channels. By default
             those of the saved backbone, else 3.
-        build: False leaves a net with weights from a file unbuilt until its `model` is asked for (TensorFlow, float32):
-            features that OpenVINO took of it before on this machine come from the kept engine, most of a second sooner
-            a process. A file that does not fit shows when the net is built.
+        build: False leaves a net with weights (TensorFlow, float32) unbuilt until its `model` or `num_features` is
+            asked for: if this machine ran it by OpenVINO before, its features come from the kept engine, which saves
+            most of a second a process. A file that does not fit shows when the net is built.
 
     Returns:
         The backbone; its weights are trainable until you freeze them.

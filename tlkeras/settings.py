@@ -10,7 +10,7 @@ from tlkeras.arguments import real_number, whole_number
 
 @dataclass(frozen=True)
 class Settings:
-    """How a phase is trained, apart from its epochs and learning rate; the defaults are the recommended practice.
+    """How a phase is trained, apart from its epochs and learning rate; where it matters, `transfer` has other defaults.
 
     Attributes:
         patience: Epochs without a lower validation loss before a phase stops; None never stops early.
@@ -30,7 +30,8 @@ class Settings:
         views: Passes over the training data whose features at the cut between frozen and trained layers are stored, so
             that only what is above the cut is computed again; the first pass is without the model's augmentation. An
             epoch then goes over all views. 0 trains on pictures. None is 4 in `train_head` if the model augments, else
-            1; and 0 in `fine_tune`, where each epoch's augmentation is new. Features over 2 GB are not stored.
+            1; 0 in `fine_tune`, where each epoch's augmentation is new; in `transfer` 4 or 1 in both. Features over
+            2 GB are not stored.
         run_folder: Where each epoch is saved, so that the same call goes on after a kill; None saves nothing. Another
             call or another number of batches is refused; other pictures of the same number are not noticed.
         verbose: 0 is silent, 1 shows a progress bar, 2 prints a line an epoch.

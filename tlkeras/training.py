@@ -91,16 +91,16 @@ def fine_tune(
 ) -> History:
     """Train what `unfreeze_top` opened, and the head, at a low learning rate: the second phase.
 
-    Compiles again, so that the changed `trainable` flags count. The weights kept are those with the lowest
-    validation loss, of the epochs and the state before the first one, or of the points between that and the last epoch
-    (`interpolate` of the settings): fine-tuning that only hurts is undone.
+    Compiles again, so that the changed `trainable` flags count. The weights kept are those of the epoch with the lowest
+    validation loss, the state before the first one included, or as `interpolate` of the settings says: fine-tuning
+    that only hurts is undone.
 
     Args:
         model: From `build_classifier`, its head trained, its top unfrozen.
         train: (images, labels) batches; images (batch, height, width, 3) in [0, 255].
         validation: The same for choosing the best epoch; None keeps the last.
         epochs: At most so many.
-        learning_rate: Peak for the backbone's top stage: a tenth of the head's, or less.
+        learning_rate: Peak for the backbone's top stage; the head has ten times it unless `head_factor` says otherwise.
         settings: Everything else; `head_factor` and `stage_decay` set the rates relative to this one.
 
     Returns:
@@ -228,7 +228,7 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
     trained.compile(optimizer, **objective)
     if trained is not model:
         model.compile(optimizer, **make_objective(model, settings.label_smoothing, weights))  # for `model.evaluate`
-    trained.optimizer.build(trained.trainable_variables)  # or Keras traces the first step twice: a third of its time
+    trained.optimizer.build(trained.trainable_variables)  # or Keras traces the first step twice, up to half its time
     loss_before = np.inf
     if not checkpoint.restore(trained) and held_out and phase != "scratch":  # random weights are no candidate
         loss_before = trained.evaluate(*held_out, verbose=0, return_dict=True)["loss"]
