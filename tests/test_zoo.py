@@ -155,7 +155,7 @@ def test_the_backbone_of_a_classifier_is_saved_as_it_was_tuned(trained, tmp_path
         for got, before in zip(layer.get_weights(), trained.model.get_layer(layer.name).get_weights(), strict=True):
             np.testing.assert_array_equal(got, before * (2 if layer.name == "Conv_1" else 1))
     model.transfer = dataclasses.replace(model.transfer, stages=model.transfer.stages[:4])  # as `stage=` makes it
-    with pytest.raises(ValueError, match="Build the classifier without `stage`"):
+    with pytest.raises(ValueError, match="as in a classifier built without `stage`; a detector holds less"):
         save_backbone(tmp_path / "cut", model, about=ABOUT)
 
 

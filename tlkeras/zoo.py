@@ -111,8 +111,8 @@ def _backbone_of(model: keras.Model) -> Backbone:
     transfer = transfer_of(model)
     if transfer.backbone not in CATALOGUE or transfer.stages != CATALOGUE[transfer.backbone].stages:
         raise ValueError(
-            f"Of {transfer.backbone} this classifier holds {len(transfer.stages)} stages; only a whole backbone of the "
-            "catalogue can be saved. Build the classifier without `stage`."
+            f"Of {transfer.backbone} this model holds {len(transfer.stages)} stages, and only a whole backbone of the "
+            "catalogue can be saved, as in a classifier built without `stage`; a detector holds less of it."
         )
     options = {"alpha": transfer.alpha, "channels": model.input_shape[-1]}
     backbone = load_backbone(transfer.backbone, weights=None, image_size=transfer.image_size, **options)
