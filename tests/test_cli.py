@@ -282,7 +282,7 @@ def test_probe_names_the_stages_with_intervals_and_stores_what_it_computed(photo
     assert again.returncode == 0 and "out_relu" in again.stdout
     assert "0 computed by" in again.stderr
     shown = run_here("cache", TLKERAS_CACHE=str(tmp_path))
-    assert "1 engines" in shown.stdout and "48 pictures" in shown.stdout and "mobilenetv2, 64 px" in shown.stdout
+    assert "1 engine " in shown.stdout and "48 pictures" in shown.stdout and "mobilenetv2, 64 px" in shown.stdout
     assert "deleted" in run_here("cache", "--clear", TLKERAS_CACHE=str(tmp_path)).stdout
     assert "pictures" not in run_here("cache", TLKERAS_CACHE=str(tmp_path)).stdout
     assert "switched off" in run_here("cache", TLKERAS_CACHE="off").stdout

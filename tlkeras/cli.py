@@ -220,7 +220,7 @@ def cache(
         print(f"{store.path} is damaged ({error})" + ("" if clear else ": --clear makes it anew"))
     files = list_engines()
     count, size = sum(file.suffix == ".xml" for file in files), sum(file.stat().st_size for file in files)
-    print(f"{count:>9,} engines   {size / 1e6:9.1f} MB")
+    print(f"{count:>9,} {'engine' if count == 1 else 'engines':8}  {size / 1e6:9.1f} MB")
     if clear:
         store.clear()
         clear_engines()
