@@ -162,7 +162,7 @@ def compare(folder: Path, repeats: int) -> list[dict]:
             median("ours"), median("predict"), 2.5),
         row("the same by a network that Keras builds first", median("built"), median("predict"), 2.5),
         row("the same in bfloat16, not built", median("reduced"), median("predict"), 4.0),
-        row("once more, network and engine in memory; peer: what the cores allow (decoding shared out + bare OpenVINO)",
+        row("once more, engine in memory; peer: what the cores allow (decoding shared out + bare OpenVINO)",
             median("ours", "warm"), median("bound", "bound"), 0.85),
         row("all stages instead of one, in the same way: share of the time that one takes",
             median("all stages", "warm"),

@@ -102,7 +102,7 @@ def load_backbone(
 ) -> Backbone:
     """A pretrained net without its top that takes raw pictures in [0, 255].
 
-    Do not call `preprocess_input` on what goes in: a net fed with twice-scaled pictures trains without complaint.
+    Do not call `preprocess_input` on what goes in: a net fed twice-scaled pictures trains without complaint, wrongly.
 
     Args:
         name: one of `list_backbones()`, MobileNetV2 by default; or "hub:PRESET", a KerasHub preset or the folder of one

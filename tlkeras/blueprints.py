@@ -22,6 +22,7 @@ from pathlib import Path
 import keras
 
 from tlkeras.cache import cache_root
+from tlkeras.card import sha256
 from tlkeras.version import __version__
 
 log = logging.getLogger("tlkeras")
@@ -53,14 +54,12 @@ class Blueprint:
     def __init__(self, build: Callable[[Path], keras.Model], file: Path, *parts: object):
         """Take the function that builds it of the file of its weights, and whatever else tells it from others."""
         self._build, self._file = build, file.resolve()
-        self._content = _digest(self._file)
-        digest = hashlib.blake2b(digest_size=16)
-        for name in BUILDERS:
-            with contextlib.suppress(FileNotFoundError):  # an installation of compiled modules alone
-                digest.update(Path(__file__).with_name(name).read_bytes())
+        self._content = sha256(self._file)
+        sources = [Path(__file__).with_name(name) for name in BUILDERS]
+        builders = [sha256(source) for source in sources if source.is_file()]  # not where compiled modules are alone
         versions = (__version__, keras.__version__, keras.config.image_data_format())
-        digest.update(repr((self._content, file.suffixes[-2:], *parts, *versions)).encode())
-        self.key = digest.hexdigest()
+        known = repr((self._content, file.suffixes[-2:], *builders, *parts, *versions))
+        self.key = hashlib.sha256(known.encode()).hexdigest()[:32]
 
     @staticmethod
     def can_wait() -> bool:
@@ -80,7 +79,7 @@ class Blueprint:
         """
         with _BUILDING:
             if "model" not in into:
-                if not self._file.is_file() or _digest(self._file) != self._content:
+                if not self._file.is_file() or sha256(self._file) != self._content:
                     raise ValueError(
                         f"{self._file} is gone, or has changed since the backbone was loaded: load it again."
                     )
@@ -135,14 +134,6 @@ def _as_if_built_at_once() -> Iterator[None]:
     finally:
         random.setstate(state)
         keras.config.set_dtype_policy(policy)
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _name(stages: Sequence[str], pooled: bool) -> str:

@@ -167,7 +167,11 @@ def refuse_foreign(
 
 def sha256(path: Path) -> str:
     """Get the SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):  # weights may be a gigabyte
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -150,13 +150,9 @@ def load_engine(network: keras.Model, engine: str = "auto") -> KerasEngine | Ope
         raise ValueError(f"engine must be one of {', '.join(map(repr, ENGINES))}, got {engine!r}.")
     if engine == "keras" or (engine == "auto" and not _suits_openvino(network)):
         return KerasEngine(network)
-    precision = "bfloat16" if engine.endswith("bfloat16") else "float32"
     key = network_key(network)
-    if (key, precision) in _LOADED:
-        return _LOADED[key, precision]
     try:
-        _keep_loaded(OpenVINOEngine(network, precision, key), key)
-        return _LOADED[key, precision]
+        return _load_openvino(network, engine, key)
     except Exception as error:  # whatever goes wrong in there, Keras can take over
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         if engine != "auto":
@@ -173,20 +169,22 @@ def load_kept_engine(key: str, engine: str = "auto") -> OpenVINOEngine | None:
     """
     if engine not in ("auto", "openvino", "openvino-bfloat16") or (engine == "auto" and not _has_openvino()):
         return None
+    try:
+        return _load_openvino(None, engine, key)
+    except Exception as error:  # whatever it is, the network can be built
+        log.debug("the engine %s cannot be used: %s", key, error)
+        return None
+
+
+def _load_openvino(network: keras.Model | None, engine: str, key: str) -> OpenVINOEngine:
+    """The engine that is in memory, or one made of the network or read from disk, which then is."""
     precision = "bfloat16" if engine.endswith("bfloat16") else "float32"
-    if (key, precision) not in _LOADED:
-        try:
-            _keep_loaded(OpenVINOEngine(None, precision, key), key)
-        except Exception as error:  # whatever it is, the network can be built
-            log.debug("the engine %s cannot be used: %s", key, error)
-            return None
-    return _LOADED[key, precision]
-
-
-def _keep_loaded(engine: OpenVINOEngine, key: str) -> None:
-    _LOADED[key, engine.precision] = engine
-    if len(_LOADED) > MAX_LOADED:
-        _LOADED.pop(next(iter(_LOADED)))
+    loaded = _LOADED.get((key, precision))
+    if loaded is None:
+        loaded = _LOADED[key, precision] = OpenVINOEngine(network, precision, key)
+        if len(_LOADED) > MAX_LOADED:
+            _LOADED.pop(next(iter(_LOADED)))
+    return loaded
 
 
 def network_key(network: keras.Model) -> str:
