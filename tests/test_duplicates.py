@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 from PIL import Image
 
@@ -40,6 +42,17 @@ def test_a_picture_saved_again_smaller_is_a_near_duplicate_and_another_is_not():
         looks += [appearance(image), appearance(image.resize((100, 80)))]
     codes = near_duplicates(*zip(*looks, strict=True))
     assert (codes[::2] == codes[1::2]).all() and len(set(codes)) == 6
+
+
+def test_thousands_that_look_alike_take_no_memory_by_the_pair():
+    rng = np.random.default_rng(0)
+    thumbnails = [rng.integers(0, 6, 192, np.uint8).tobytes() for _ in range(2000)]
+    tracemalloc.start()
+    codes = near_duplicates([7 ^ (1 << int(bit)) for bit in rng.integers(0, 64, 2000)], thumbnails)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert set(codes) == {0}
+    assert peak < 40e6, "two million pairs of eight bytes, in each of five bands, would be 160 MB"
 
 
 def test_what_any_code_joins_is_joined():

@@ -31,9 +31,9 @@ def appearance(image: Any) -> tuple[int, bytes]:
 
 def near_duplicates(hashes: Sequence[int], thumbnails: Sequence[bytes]) -> np.ndarray:
     """Get a code for each picture, the same for all that look alike (directly or by way of a third)."""
+    codes = encode([f"{value} {thumbnail.hex()}" for value, thumbnail in zip(hashes, thumbnails, strict=True)])
     hashes = np.array(hashes, np.uint64)
     thumbnails = np.stack([np.frombuffer(thumbnail, np.uint8) for thumbnail in thumbnails]).astype(np.int16)
-    pairs = [np.zeros((0, 2), int)]
     # Of HASH_BITS + 1 bands of the hash one is equal in both when at most HASH_BITS bits differ: compare only within.
     edges = np.linspace(0, 64, HASH_BITS + 2).astype(int)
     for low, high in zip(edges[:-1], edges[1:], strict=True):
@@ -46,12 +46,15 @@ def near_duplicates(hashes: Sequence[int], thumbnails: Sequence[bytes]) -> np.nd
             near = near[band[near] == band[near + shift]]
             if not len(near):
                 break
-            one, other = order[near], order[near + shift]
+            # What is joined already is not compared: of a thousand alike there are half a million pairs.
+            apart = near[codes[order[near]] != codes[order[near + shift]]]
+            one, other = order[apart], order[apart + shift]
             bits = np.unpackbits((hashes[one] ^ hashes[other]).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
             one, other = one[bits <= HASH_BITS], other[bits <= HASH_BITS]
-            levels = np.abs(thumbnails[one] - thumbnails[other]).mean(axis=1)
-            pairs.append(np.stack([one, other], axis=1)[levels <= THUMBNAIL_LEVELS])
-    return _components(len(hashes), np.concatenate(pairs))
+            alike = np.abs(thumbnails[one] - thumbnails[other]).mean(axis=1) <= THUMBNAIL_LEVELS
+            if alike.any():
+                codes = join(codes, pairs=np.stack([one, other], axis=1)[alike])
+    return codes
 
 
 def encode(keys: Sequence[str]) -> np.ndarray:
@@ -59,13 +62,18 @@ def encode(keys: Sequence[str]) -> np.ndarray:
     return np.unique(np.asarray(keys), return_inverse=True)[1]
 
 
-def join(*codes: np.ndarray) -> np.ndarray:
-    """Join what any of the codes joins."""
-    pairs = []
+def join(*codes: np.ndarray, pairs: np.ndarray | None = None) -> np.ndarray:
+    """Join what any of the codes joins, and each pair of places, (n, 2)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    links = [] if pairs is None else [pairs]
     for code in codes:  # each picture is linked to the first of its code
         _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
-        pairs.append(np.stack([np.arange(len(code)), first[inverse]], axis=1))
-    return _components(len(codes[0]), np.concatenate(pairs))
+        links.append(np.stack([np.arange(len(code)), first[inverse]], axis=1))
+    one, other = np.concatenate(links).T
+    graph = coo_array((np.ones(len(one)), (one, other)), shape=(len(codes[0]), len(codes[0])))
+    return connected_components(graph, directed=False)[1]
 
 
 def sets(names: Sequence[str], codes: np.ndarray) -> tuple[tuple[str, ...], ...]:
@@ -73,11 +81,3 @@ def sets(names: Sequence[str], codes: np.ndarray) -> tuple[tuple[str, ...], ...]
     order = np.argsort(codes, kind="stable")
     found = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
     return tuple(sorted(tuple(names[index] for index in same) for same in found if len(same) > 1))
-
-
-def _components(num_nodes: int, pairs: np.ndarray) -> np.ndarray:
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(num_nodes, num_nodes))
-    return connected_components(graph, directed=False)[1]
