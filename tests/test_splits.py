@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from tlkeras.scan import Picture, scan_folder
-from tlkeras.splits import Manifest, Split, deal, group_keys, read_manifest, split_files
+from tlkeras.splits import Manifest, Split, group_keys, read_manifest, split_files
+from tlkeras.stratification import deal
 
 
 def pictures(**counts: int) -> list[Picture]:
@@ -202,3 +203,54 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path):
 def test_a_broken_expression_for_groups_is_refused():
     with pytest.raises(ValueError, match="no regular expression"):
         group_keys(["a1"], "(person")
+
+
+@pytest.mark.parametrize(
+    ("labels", "pieces", "split"),
+    [
+        ([0, 1] * 20, np.repeat([0, 1], 20), Split()),  # two places
+        ([0, 1] * 50, np.repeat(range(5), 20), Split(validation=0.1, test=0.1)),
+        ([0, 1] * 30, np.repeat(range(3), 20), Split(test=0.2)),
+        (([0] * 50 + [1] * 2) * 2 + [0] * 400, np.repeat(range(10), [52, 52] + 8 * [50]), Split()),
+        ([0, 0, 0, 0] + 10 * [1], [0, 0, 1, 1, *range(2, 12)], Split()),  # two photographs, each saved twice
+    ],
+    ids=["two groups", "five groups", "three groups", "rare class in two of ten groups", "two pairs"],
+)
+def test_what_can_be_on_every_side_is(labels, pieces, split):
+    labels, pieces = np.asarray(labels), np.asarray(pieces)
+    for seed in range(20):
+        sides = np.array(deal(labels, pieces, [str(n) for n in range(len(labels))], split=split, seed=seed))
+        wanted = {"train", "validation"} | ({"test"} if split.test else set())
+        assert all(set(sides[labels == label]) == wanted for label in (0, 1))
+        assert all(len(set(sides[pieces == piece])) == 1 for piece in set(pieces.tolist()))
+
+
+def test_a_class_of_one_piece_cannot_be_on_two_sides():
+    with pytest.raises(ValueError, match="Class '0' cannot be on every side .* its 4 pictures form 1 pieces"):
+        deal([0] * 4 + [1] * 9, np.array([0] * 4 + [*range(1, 10)]), [str(n) for n in range(13)], split=Split())
+
+
+def test_leaks_of_a_manifest_are_named_and_look_alikes_belong_together(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    for name in ("ants", "bees"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            image = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize(
+                (64, 64), Image.Resampling.BICUBIC
+            )
+            image.save(tmp_path / name / f"{number}.png")
+            if number == 0:
+                image.save(tmp_path / name / "near.jpg", quality=60)
+    found = scan_folder(tmp_path, image_size=32).pictures
+    dealt, _, expected = split_files(found, Split())
+    sides = ["validation" if item.path.endswith(("near.jpg", "3.png")) else "train" for item in found]
+    rows = [(item.path, item.class_name, side, item.sha256) for item, side in zip(found, sides, strict=True)]
+    with caplog.at_level(logging.WARNING, "tlkeras"):
+        _, duplicates, pieces = split_files(found, Manifest(tuple(rows)))
+    assert "LEAK" in caplog.text and "ants/0.png = ants/near.jpg" in caplog.text
+    assert duplicates == (("ants/0.png", "ants/near.jpg"), ("bees/0.png", "bees/near.jpg"))
+    assert np.array_equal(pieces, expected)
+    caplog.clear()
+    rows = [(item.path, item.class_name, side, item.sha256) for item, side in zip(found, dealt, strict=True)]
+    split_files(found, Manifest(tuple(rows[1:])))  # its own split, and a picture that it does not list
+    assert "LEAK" not in caplog.text

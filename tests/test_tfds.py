@@ -14,6 +14,7 @@ import pytest
 from conftest import save_picture
 from test_data import digests, pixels
 
+from tlkeras.loaders import split_pixels
 from tlkeras.pictures import decode_picture
 from tlkeras.splits import Split
 from tlkeras.tfds import load_tfds
@@ -163,3 +164,12 @@ def test_an_unknown_tfds_name_is_answered_with_near_ones(monkeypatch):
     pytest.importorskip("tensorflow_datasets")
     with pytest.raises(ValueError, match="no set 'tf_flower'; did you mean tf_flowers"):
         load_tfds("tf_flower")
+
+
+def test_equal_pictures_on_both_sides_of_given_splits_are_named(caplog):
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    digests = [str(number % 11) for number in range(12)]  # the last is the first
+    sides = ["train"] * 8 + ["test"] * 4
+    options = {"class_names": ("a", "b"), "seed": 0, "batch_size": 4}
+    split_pixels(images, np.arange(12) % 2, digests, split=None, given=sides, **options)
+    assert "LEAK" in caplog.text and "picture 0 = picture 11" in caplog.text

@@ -16,7 +16,8 @@ from tlkeras.data import Data, assemble, check_options
 from tlkeras.duplicates import encode, join, sets
 from tlkeras.pictures import decode_picture
 from tlkeras.scan import SetAside, scan_folder
-from tlkeras.splits import SPLITS, Manifest, Split, deal, group_keys, split_files
+from tlkeras.splits import SPLITS, Manifest, Split, group_keys, report_leaks, split_files
+from tlkeras.stratification import deal
 
 logger = logging.getLogger("tlkeras")
 MOST_CLASSES = 10  # as many whole numbers among labels that are floats look like classes
@@ -158,6 +159,8 @@ def split_pixels(
     names, same = [str(number) for number in range(len(pixels))], encode(digests)
     groups = group_keys(names, split.groups)
     pieces = same if groups is None else join(same, groups)
+    if given is not None:
+        report_leaks([f"picture {name}" for name in names], given, same, "are the same")
     classes = [class_names[label] for label in labels] if labels.dtype.kind == "i" else None
     return assemble(
         deal(classes, pieces, names, split=split, seed=seed, given=given),

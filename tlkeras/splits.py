@@ -8,7 +8,6 @@ together (a group, look-alikes, equal bytes) is dealt as one piece.
 from __future__ import annotations
 
 import csv
-import hashlib
 import logging
 import re
 from collections import defaultdict
@@ -22,12 +21,12 @@ import numpy as np
 from tlkeras.arguments import real_number
 from tlkeras.duplicates import encode, join, near_duplicates, sets
 from tlkeras.scan import Picture, composed
+from tlkeras.stratification import deal
 
 logger = logging.getLogger("tlkeras")
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("path", "class", "split", "sha256")  # of a manifest
-ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -86,102 +85,22 @@ def split_files(
             not those of the manifest.
     """
     paths = [picture.path for picture in pictures]
+    followed = isinstance(split, Manifest)
     alike = encode([picture.sha256 for picture in pictures])
-    if isinstance(split, Manifest):
-        return _follow(pictures, split), sets(paths, alike), alike
-    if split.near_duplicates:
+    if pictures and pictures[0].thumbnail and (followed or split.near_duplicates):
         looks = near_duplicates([picture.hash for picture in pictures], [picture.thumbnail for picture in pictures])
         alike = join(alike, looks)
-    groups = group_keys(paths, split.groups)
+    groups = None if followed else group_keys(paths, split.groups)
     pieces = alike if groups is None else join(alike, groups)
-    given = [picture.split for picture in pictures]
+    given = _follow(pictures, split) if followed else [picture.split for picture in pictures]
     if any(given):
-        _report_leaks(pictures, alike, "look the same")
+        report_leaks(paths, given, alike, "look the same")
         if groups is not None:
-            _report_leaks(pictures, groups, "belong to one group")
+            report_leaks(paths, given, groups, "belong to one group")
+    if followed:
+        return given, sets(paths, alike), pieces
     labels, names = [picture.class_name for picture in pictures], [composed(path) for path in paths]
     return deal(labels, pieces, names, split=split, seed=seed, given=given), sets(paths, alike), pieces
-
-
-def deal(
-    labels: Sequence[Any] | None,
-    pieces: np.ndarray,
-    names: Sequence[str],
-    *,
-    split: Split,
-    seed: int = 0,
-    given: Sequence[str | None] | None = None,
-) -> list[str]:
-    """Deal pieces to the sides so that each class gets its share on each side.
-
-    scikit-learn's StratifiedGroupKFold was tried first: it cuts in whole k-ths only and may leave a small class with
-    no validation picture. Here large pieces go first, each to the side that lacks it most.
-
-    Args:
-        labels: the class of each picture, or None to deal without regard to classes.
-        pieces: (picture,) integers; pictures with the same one stay together.
-        names: a stable name of each picture; with the seed it decides the order of dealing.
-        split: the shares.
-        seed: another seed, another order.
-        given: the side of each picture where it is fixed already, else None.
-
-    Returns:
-        "train", "validation" or "test" for every picture.
-
-    Raises:
-        ValueError: when a class cannot be on every side.
-    """
-    classes, codes = np.unique(["all"] * len(names) if labels is None else np.asarray(labels), return_inverse=True)
-    sides = [side or "train" for side in given or [None] * len(names)]
-    wanted = {"validation": split.validation, "test": split.test}
-    shares = {side: share for side, share in wanted.items() if share and side not in sides}
-    if not shares:
-        return sides
-    free = np.array([side == "train" for side in sides])
-    order = ["train", *shares]
-    for attempt in range(ATTEMPTS):
-        dealt = _deal_once(codes[free], pieces[free], np.asarray(names)[free], shares, f"{seed}.{attempt}")
-        held = np.zeros((len(order), len(classes)), int)
-        np.add.at(held, (dealt, codes[free]), 1)
-        short = (held == 0).any(axis=0) & (np.bincount(codes[free], minlength=len(classes)) > 0)
-        if not short.any():
-            break
-    else:
-        name = classes[np.flatnonzero(short)[0]]
-        mine = free & (classes[codes] == name)
-        raise ValueError(
-            f"Class {str(name)!r} cannot be on every side ({', '.join(order)}): its {mine.sum()} pictures form "
-            f"{len(np.unique(pieces[mine]))} pieces that stay together (groups, duplicates). Add pictures, leave the "
-            "class out, ask for fewer sides, or check Split(groups=…, near_duplicates=False)."
-        )
-    for index, side in zip(np.flatnonzero(free), dealt, strict=True):
-        sides[index] = order[side]
-    return sides
-
-
-def _deal_once(codes: np.ndarray, pieces: np.ndarray, names: Sequence[str], shares: dict, salt: str) -> np.ndarray:
-    num_classes = codes.max() + 1
-    sizes = np.bincount(codes, minlength=num_classes)
-    quota = np.zeros((len(shares) + 1, num_classes))
-    for row, share in enumerate(shares.values(), 1):  # at least one of each class, though the share be less
-        quota[row] = np.minimum(np.maximum(np.round(share * sizes), 1), sizes)
-    quota[0] = np.maximum(sizes - quota[1:].sum(axis=0), 1)
-    draw = [hashlib.sha256(f"{salt}/{name}".encode("utf-8", "surrogateescape")).digest() for name in names]
-    members: dict[int, list[int]] = defaultdict(list)
-    for index, piece in enumerate(pieces):
-        members[piece].append(index)
-    queue = sorted(members.values(), key=lambda piece: (-len(piece), min(draw[index] for index in piece)))
-    dealt = np.zeros(len(codes), int)
-    need = quota.copy()
-    for piece in queue:
-        touched, counts = np.unique(codes[piece], return_counts=True)
-        # Squared distance from the quotas, relative to them, if the piece went to this side rather than to none.
-        left = need[:, touched]
-        cost = (((left - counts) ** 2 - left**2) / quota[:, touched].clip(1)).sum(axis=1)
-        side = int(np.argmin(cost))
-        dealt[piece] = side
-        need[side, touched] -= counts
-    return dealt
 
 
 def group_keys(paths: Sequence[str], groups: Callable[[str], Any] | str | Sequence | None) -> np.ndarray | None:
@@ -285,11 +204,13 @@ def _follow(pictures: Sequence[Picture], manifest: Manifest) -> list[str]:
     return [listed.get(composed(picture.path), ("", "", ""))[1] for picture in pictures]
 
 
-def _report_leaks(pictures: Sequence[Picture], codes: np.ndarray, what: str) -> None:
-    sides: dict[int, dict[str | None, str]] = defaultdict(dict)
-    for code, picture in zip(codes, pictures, strict=True):
-        sides[code].setdefault(picture.split, picture.path)
-    leaks = [" = ".join(paths.values()) for paths in sides.values() if len(paths) > 1]
+def report_leaks(names: Sequence[str], given: Sequence[str | None], codes: np.ndarray, what: str) -> None:
+    """Warn of pictures that belong together and lie on different sides of a split that was given."""
+    found: dict[int, dict[str | None, str]] = defaultdict(dict)
+    for name, side, code in zip(names, given, codes, strict=True):
+        if side != "":  # not in the manifest, so on no side
+            found[code].setdefault(side, name)
+    leaks = [" = ".join(sides.values()) for sides in found.values() if len(sides) > 1]
     if leaks:
         logger.warning(
             "LEAK in the given split, kept as it is: %d sets of pictures %s on different sides: %s%s",
