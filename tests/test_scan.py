@@ -66,6 +66,19 @@ def test_a_class_may_be_called_train(folder):
     assert scan.class_names == ("bees", "train") and {item.split for item in scan.pictures} == {None}
 
 
+@pytest.mark.parametrize(
+    ("train", "other", "split"),
+    [("train", "dev", "validation"), ("training_set", "test_set", "test"), ("Train", "holdout", None)],
+)
+def test_train_beside_a_folder_of_the_same_classes_is_no_class(folder, tmp_path, train, other, split):
+    shutil.copytree(folder, tmp_path / "given" / train)
+    shutil.copytree(folder, tmp_path / "given" / other)
+    scan = scan_folder(tmp_path / "given", image_size=8)
+    assert scan.class_names == ("ants", "bees")
+    assert {item.split for item in scan.pictures} == {"train"} | {split} - {None}
+    assert [item.path for item in scan.set_aside] == ([] if split else ["holdout/"])
+
+
 def test_a_class_that_only_validation_knows_is_set_aside(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "given" / "train")
     shutil.copytree(folder, tmp_path / "given" / "val")

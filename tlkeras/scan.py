@@ -26,13 +26,9 @@ from tlkeras.progress import show_progress
 
 FURNITURE = {"__macosx", "thumbs.db", "desktop.ini"}
 SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training", "train_set", "training_set"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "val_set", "validation_set"), "validation"),
+    **dict.fromkeys(("test", "testing", "test_set", "testing_set"), "test"),
 }
 AT_A_TIME = 16  # pictures that a thread is handed
 LAYOUT = "expected PATH/class_name/picture.jpg, or PATH/train/class_name/… with PATH/val/class_name/… beside it"
@@ -195,8 +191,11 @@ class _Walk:
         train = next((name for name, split in names.items() if split == "train"), None)
         if train is None and splits and len(splits) == len(top):
             raise ValueError(f"{str(self.root)!r} holds {_some(top)} but no train/; {LAYOUT}.")
-        # A class may be called "train" (beside "bus" and "car"): a split holds folders, beside splits or nothing.
-        divided = train is not None and (len(splits) > 1 or len(top) == 1) and self._peek(top[train])
+        # A class may be called "train" (beside "bus" and "car"): a split holds folders, beside splits or nothing, or
+        # beside a folder of the same classes.
+        inside = {name: self._peek(folder) for name, folder in top.items()} if train else {None: set()}
+        same = len(inside[train]) > 1 and [*inside.values()].count(inside[train]) > 1
+        divided = inside[train] and (len(splits) > 1 or len(top) == 1 or same)
         if not divided:
             yield from self._classes(top, None)
             return
@@ -235,8 +234,8 @@ class _Walk:
                 self.set_aside.append(SetAside(self._relative(entry), "outside the class folders"))
         return {entry.name: entry for entry in entries if os.path.isdir(entry)}
 
-    def _peek(self, folder: Path) -> bool:
-        return any(os.path.isdir(entry) and not _is_furniture(entry.name) for entry in folder.iterdir())
+    def _peek(self, folder: Path) -> set[str]:
+        return {entry.name for entry in folder.iterdir() if os.path.isdir(entry) and not _is_furniture(entry.name)}
 
     def _entries(self, folder: Path) -> list[Path]:
         entries = sorted(folder.iterdir(), key=lambda entry: _order(entry.name))
