@@ -306,6 +306,17 @@ def test_the_best_of_the_way_is_sought_by_the_weights_of_the_classes(data):
         assert ("val_weighted_accuracy" in history.rows[0]) == bool(class_weight)
 
 
+def test_where_training_diverges_the_way_ends_at_its_beginning(data, tmp_path):
+    model = build_classifier(make_lively_backbone(), 3)
+    unfreeze_top(model, 1)
+    before = model.get_weights()
+    settings = Settings(verbose=0, interpolate="best", run_folder=tmp_path)
+    for _ in range(2):  # the second time from the run folder
+        history = fine_tune(model, data, data, epochs=3, learning_rate=1e38, settings=settings)
+        assert history.shares == {"fine-tune": 0.0} and history.kept == {"fine-tune": 0}
+        assert all(np.array_equal(old, new) for old, new in zip(before, model.get_weights(), strict=True))
+
+
 def test_half_of_the_way_is_best_where_nothing_is_held_out(data):
     model = build_classifier(make_lively_backbone(), 3)
     unfreeze_top(model, 1)

@@ -188,7 +188,9 @@ class Checkpoint(keras.callbacks.Callback):
         return {int(key.split("_")[1]): array for key, array in self._stored.items() if key.startswith(f"{name}_")}
 
     def _between(self, last: dict[int, np.ndarray], share: float) -> dict[int, np.ndarray]:
-        return {k: first + share * (last[k] - first) for k, first in self.first_weights.items() if k in last}
+        first = {k: value for k, value in self.first_weights.items() if k in last}
+        # The first ones exactly: 0 times a difference is no 0 where training has diverged.
+        return {k: value + share * (last[k] - value) for k, value in first.items()} if share else first
 
     def _weights(self) -> dict[int, np.ndarray]:
         return {k: np.array(variable) for k, variable in self._live.items()}
