@@ -242,6 +242,32 @@ def test_a_wrong_path_leaves_nothing_that_the_right_one_trips_over(tmp_path, run
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_among_the_pictures_would_be_a_class_of_the_next(photos, run_here):
+    refused = run_here("fit", photos, "--out", photos / "run")
+    assert refused.returncode == 1 and "lies among the pictures" in refused.stderr
+    assert sorted(path.name for path in photos.iterdir()) == ["ant", "bee"]
+
+
+def test_a_fit_that_its_data_do_not_allow_leaves_nothing_that_the_next_trips_over(photos, tmp_path, run_here):
+    for name, count in {"ant": 6, "bee": 3}.items():
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for picture in sorted((photos / name).glob("*.png"))[:count]:
+            shutil.copy(picture, tmp_path / "few" / name)
+    options = ("--weights", "embedded", "--image-size", 64, "--out", tmp_path / "run")
+    refused = run_here("fit", tmp_path / "few", *options, "--strategy", "auto")
+    assert refused.returncode == 1 and "Class 'bee' has 2 training pictures" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["few"]
+
+
+def test_names_are_shown_as_they_are(run_here, monkeypatch):
+    names = ["cat [copy].jpg", "[/old].jpg", "a :cat: b.jpg", "caf\udce9.jpg"]
+    rows = [{"path": name, "label": "[red]", "probabilities": {"[red]": 1.0}} for name in names]
+    monkeypatch.setattr("tlkeras.runs.predict_files", lambda *_: (rows, []))
+    shown = run_here("predict", "run", "x.jpg", COLUMNS="120")
+    assert shown.returncode == 0, shown.stderr
+    assert all(name in shown.stdout for name in [*names[:3], r"caf\udce9.jpg", "[red]"])
+
+
 def test_pictures_are_as_large_as_the_network_is_made_for_unless_told_otherwise(photos, monkeypatch):
     from tlkeras.runs import _load
 
@@ -303,7 +329,7 @@ def test_doctor_says_what_is_in_reach(run_here):
 
 
 def test_the_demo_shows_that_transfer_beats_random_features():
-    from tlkeras.runs import run_demo
+    from tlkeras.demo import run_demo
 
     intervals = run_demo(num_classes=4, per_class=8, epochs=2)
     transfer, random_features, scratch = intervals.values()

@@ -29,6 +29,8 @@ ProbeKind = Literal["softmax", "svm", "knn", "centroid"]
 
 def main() -> None:
     """Run the command line; exit status 0, 1 for the user's error in one line, 2 for usage, 130 for Ctrl-C."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are no text
     try:
         app()
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -114,7 +116,7 @@ def predict(
                 runner_up = f"{ranked[1][0]} {ranked[1][1]:.1%}" if len(ranked) > 1 else ""
                 cells = [ranked[0][0], f"{ranked[0][1]:.1%}", runner_up]
             table.add_row(row["path"], *cells)
-        Console().print(table)
+        Console(markup=False, emoji=False).print(table)  # names are no markup
         if heat:
             print(f"{heat}: where the network looked, {len(rows)} pictures")
     if broken:
@@ -231,7 +233,7 @@ def cache(
 def demo(seed: Annotated[int, typer.Option(help="Of the heads and of the network from scratch.")] = 0) -> None:
     """Compare transfer with training from scratch: one to one and a half minutes, offline."""
     _talk()
-    from tlkeras.runs import run_demo
+    from tlkeras.demo import run_demo
 
     run_demo(seed)
 
