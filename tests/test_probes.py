@@ -228,6 +228,13 @@ def test_probe_head_trains_the_whole_model_and_reports_what_predict_finds(data):
     assert history.seconds["probe"] > 0
 
 
+def test_a_class_of_one_training_picture_is_named(colour_pictures):
+    labels = ["red", "blue"] * 20 + ["grey"] * 2
+    data = load_arrays(colour_pictures[0][:42], labels)
+    with pytest.raises(ValueError, match="Class 'grey' has 1 training pictures; a probe takes 2 or more"):
+        probe_head(build_classifier(make_tiny_backbone(), 3), data)
+
+
 def test_a_task_without_classes_has_no_probe(data):
     with pytest.raises(ValueError, match="A probe classifies; this model's task is 'multi-label'"):
         probe_head(build_classifier(make_tiny_backbone(), 3, task="multi-label"), data)

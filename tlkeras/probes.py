@@ -232,6 +232,9 @@ def probe_head(model: keras.Model, data, *, class_weight=None, seed: int = 0) ->
     _logits_layer(model)
     if model.transfer.task not in ("classification", "binary"):
         raise ValueError(f"A probe classifies; this model's task is {model.transfer.task!r}.")
+    if few := {name: count for name, count in data.counts["train"].items() if count < 2}:
+        name, count = few.popitem()
+        raise ValueError(f"Class {name!r} has {count} training pictures; a probe takes 2 or more. See train_head.")
     features, labels = compute_features(model, data.pictures("train"))
     probe = fit_probe(features, labels, class_weight=class_weight, seed=seed)
     set_head(model, probe)
