@@ -6,6 +6,7 @@ import pytest
 from conftest import make_tiny_backbone
 
 from tlkeras.backbones import load_backbone
+from tlkeras.engines import compute_precision
 from tlkeras.freezing import unfreeze_top
 from tlkeras.heads import Augmentation, Transfer, build_classifier, build_head
 
@@ -259,10 +260,28 @@ def test_a_classifier_on_each_kind_of_net_gives_the_backbones_features(name):
     ],
     ids=["softmax", "sigmoid", "a layer of its own", "an activation of its own"],
 )
-def test_a_head_that_gives_probabilities_is_refused(tiny_backbone, task, last):
+@pytest.mark.parametrize("form", ["flat", "functional", "nested"])
+def test_a_head_that_gives_probabilities_is_refused(tiny_backbone, task, last, form):
     layers = last.layers if isinstance(last, keras.Sequential) else [last]
+    features = keras.Input(tiny_backbone.model.output_shape[1:])
     head = keras.Sequential([keras.layers.GlobalAveragePooling2D(), *layers])
+    if form == "functional":
+        head = keras.Model(features, head(features))
+    elif form == "nested":
+        head = keras.Sequential([head])
     with pytest.raises(ValueError, match="ends in probabilities .* let its last layer have no activation"):
         build_classifier(tiny_backbone, 3, task=task, head=head)
     if task == "multi-label":  # shares as values are a fair thing to predict
         assert build_classifier(tiny_backbone, 3, task="regression", head=head).transfer.task == "regression"
+
+
+def test_layers_in_blocks_compute_in_the_precision_in_force():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        backbone = load_backbone("ConvNeXtTiny", weights=None, image_size=32)
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert compute_precision(backbone.model) == "bfloat16"
+    model = build_classifier(backbone, 3)
+    assert {layer.compute_dtype for layer in model._flatten_layers() if layer.weights} == {"float32"}

@@ -184,7 +184,14 @@ def build_classifier(
 
 
 def _squashes(layer: keras.Layer) -> bool:
-    """Whether a layer gives probabilities."""
+    """Whether a layer, or what a model used as one ends in, gives probabilities."""
+    while isinstance(layer, keras.Model):
+        ends = layer.layers[-1:]
+        if not isinstance(layer, keras.Sequential):
+            ends = [output._keras_history.operation for output in getattr(layer, "outputs", None) or ()]
+        if not ends:  # a class of its own, which nobody can look into
+            return False
+        layer = ends[0]
     squashing = keras.activations.softmax, keras.activations.sigmoid
     return isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) in squashing
 
@@ -201,6 +208,8 @@ def _copy_graph(model: keras.Model, augmentation: keras.Layer | None) -> keras.M
         config = layer.get_config()
         if not isinstance(layer, keras.Layer):  # a bare operation, such as the flip from RGB to BGR
             return type(layer).from_config(config)
+        if isinstance(layer, keras.Sequential):  # ConvNeXt's stem: its own layers have a precision each
+            return keras.models.clone_model(layer, clone_function=clone)
         # A mean subtracted in float16 loses too much: preprocessing stays float32.
         prepares = isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization)
         config["dtype"] = "float32" if prepares else policy
