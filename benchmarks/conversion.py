@@ -1,4 +1,4 @@
-"""Handing a network to OpenVINO: its weights as tensors, as `tlkeras.engines` does, and as the model has them.
+"""Handing a network to OpenVINO: its weights as tensors, as `tlkeras.conversion` does, and as the model has them.
 
     python benchmarks/conversion.py [--repeats 3] [--json]
 
@@ -17,7 +17,7 @@ import tensorflow as tf
 from _turns import claim_row, in_turns, measure_all
 
 import tlkeras as tl
-from tlkeras.engines import convert, import_openvino
+from tlkeras.conversion import convert, import_openvino
 
 openvino = import_openvino()
 

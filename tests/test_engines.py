@@ -2,6 +2,8 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -12,9 +14,11 @@ from test_features import Pictures
 
 from tlkeras.backbones import load_backbone
 from tlkeras.cache import cache_root
+from tlkeras.conversion import without_telemetry
 from tlkeras.engines import KerasEngine, OpenVINOEngine, load_engine, network_key
 from tlkeras.features import extract_features, feature_model
 from tlkeras.heads import build_classifier
+from tlkeras.pipelines import make_batches
 
 NETS = [("MobileNetV2", 0.35), ("MobileNet", 0.25), ("EfficientNetB0", None), ("DenseNet121", None)]
 
@@ -46,7 +50,7 @@ def test_batches_of_any_size_come_back_in_order(engine, tiny_backbone):
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="OpenVINO converts TensorFlow's graphs")
 def test_openvino_reports_nothing_to_its_maker(tmp_path):
     code = (
-        "from conftest import make_tiny_backbone; from tlkeras.engines import convert; "
+        "from conftest import make_tiny_backbone; from tlkeras.conversion import convert; "
         "convert(make_tiny_backbone().model); import os, openvino_telemetry; "
         "print(openvino_telemetry.Telemetry().consent, os.environ.get('CI'))"
     )
@@ -180,3 +184,48 @@ def test_floats_after_whole_numbers_are_refused_rather_than_cut(tiny_backbone):
     images = np.full((4, 32, 32, 3), 7.9, "float32")
     with pytest.raises(ValueError, match="the first held uint8, a later one float32"):
         list(OpenVINOEngine(tiny_backbone.model).run([images.astype("uint8"), images]))
+
+
+class Pool(keras.layers.GlobalAveragePooling2D):
+    """A layer of somebody's own."""
+
+    how = staticmethod(keras.ops.mean)
+
+    def call(self, inputs):
+        return self.how(inputs, axis=(1, 2))
+
+
+def test_a_layer_whose_code_may_change_has_no_key_and_its_features_are_new_each_time(colour_pictures, monkeypatch):
+    head = keras.Sequential([Pool(name="own"), keras.layers.Dense(2, name="logits")])
+    model = build_classifier(make_tiny_backbone(), 2, head=head)
+    assert network_key(feature_model(model, "own")) is None and network_key(feature_model(model, "drop_2"))
+    images = colour_pictures[0].astype("float32")
+    batches = make_batches(images, np.zeros(60, int))
+    before = extract_features(model, batches, stages="own", cache=True)
+    monkeypatch.setattr(Pool, "how", staticmethod(keras.ops.max))
+    after = extract_features(model, batches, stages="own", cache=True)
+    maps = extract_features(model, batches, stages="drop_2", pooled=False, engine="keras").last
+    np.testing.assert_allclose(before.last, maps.mean(axis=(1, 2)), atol=1e-4)
+    np.testing.assert_allclose(after.last, maps.max(axis=(1, 2)), atol=1e-4)
+    assert after.computed == 60
+
+
+@pytest.mark.parametrize("activation", [lambda x: x, "relu"])
+def test_functions_of_the_user_are_code_that_may_change(activation):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, activation=activation)])
+    assert (network_key(model) is None) == callable(activation)
+
+
+def test_threads_in_openvino_leave_the_environment_as_it_was(monkeypatch):
+    monkeypatch.setenv("CI", "of the user")
+    barrier = threading.Barrier(2)
+
+    def ask(_):
+        for _ in range(200):
+            barrier.wait()
+            with without_telemetry():
+                assert os.environ["CI"] == "true"
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(ask, range(2)))
+    assert os.environ["CI"] == "of the user"

@@ -16,6 +16,8 @@ from tlkeras.features import (
 )
 from tlkeras.freezing import unfreeze_top
 from tlkeras.heads import build_classifier, build_head
+from tlkeras.settings import Settings
+from tlkeras.training import train_head
 
 
 class Pictures(keras.utils.PyDataset):
@@ -336,3 +338,25 @@ def test_each_batch_is_read_once(tiny_backbone, data):
 
     extract_features(tiny_backbone, Counted(data.images, data.labels))
     assert sorted(read) == [0, 1, 2, 3]
+
+
+class Endless(Pictures):
+    """As `ImageDataGenerator.flow`: of known length, and its iterator begins again."""
+
+    passes = 0
+
+    def __iter__(self):
+        while True:
+            yield from (self[number] for number in range(len(self)))
+
+    def on_epoch_end(self):
+        self.passes += 1
+
+
+def test_a_data_set_of_known_length_ends_whatever_its_iterator_does(tiny_backbone):
+    images, labels = np.random.default_rng(0).uniform(0, 255, (20, 32, 32, 3)).astype("float32"), np.arange(20) % 2
+    data = Endless(images, labels)
+    assert np.array_equal(extract_features(tiny_backbone, data).labels, labels) and data.passes == 1
+    model = build_classifier(tiny_backbone, 2)
+    history = train_head(model, data, data, epochs=2, settings=Settings(verbose=0))
+    assert len(history.rows) == 2

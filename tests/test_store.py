@@ -6,7 +6,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from tlkeras.store import FeatureStore, picture_key, write_ahead
+from tlkeras.store import FeatureStore, delete_store, picture_key, write_ahead
 
 
 def vectors(start, stop):
@@ -110,3 +110,10 @@ def test_a_picture_is_known_by_its_pixels_shape_and_type():
     changed[2, 3, 1] += 1
     keys = {picture_key(image), picture_key(changed), picture_key(image.astype("uint8")), picture_key(image.copy())}
     assert len(keys) == 3
+
+
+def test_a_store_is_deleted_without_being_opened(tmp_path):
+    for name in ("features.sqlite", "features.sqlite-wal", "features.damaged"):
+        (tmp_path / name).write_bytes(b"no database")
+    delete_store(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ images (batch, height, width, 3) in [0, 255], of known length.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import keras
 import numpy as np
@@ -43,6 +43,15 @@ def count_batches(batches: Iterable) -> int:
     return count
 
 
+def one_pass(batches: Iterable) -> Iterator:
+    """Go through batches once. A `PyDataset` goes by its length: iterating `ImageDataGenerator.flow` never ends."""
+    if not isinstance(batches, keras.utils.PyDataset):
+        yield from batches
+        return
+    yield from (batches[number] for number in range(len(batches)))
+    batches.on_epoch_end()
+
+
 def check_batches(model: keras.Model, batches: Iterable) -> int:
     """Refuse data whose first batch cannot be right, before time is spent on them; get the number of pictures.
 
@@ -51,7 +60,7 @@ def check_batches(model: keras.Model, batches: Iterable) -> int:
             not fit the task.
     """
     count = count_batches(batches)
-    batch = next(iter(batches))
+    batch = next(one_pass(batches))
     check_pictures(batch, model.input_shape)
     check_labels(model, keras.ops.convert_to_numpy(batch[1]))
     return count * len(batch[0])

@@ -7,13 +7,11 @@ probe on chest X-rays once lost six points by it. So reduced precision is never 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import json
 import logging
 import math
-import os
 import re
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
@@ -22,6 +20,7 @@ import keras
 import numpy as np
 
 from tlkeras.cache import cache_root, read_engine, save_engine
+from tlkeras.conversion import convert, import_openvino
 
 log = logging.getLogger("tlkeras")
 
@@ -79,7 +78,8 @@ class OpenVINOEngine:
             except OSError as error:
                 log.warning("%s cannot be written (%s): the engine is compiled anew each time.", folder, error)
                 folder = None
-        stored = folder and folder / "engines" / f"{key or network_key(network)}.xml"
+        key = key or network_key(network)
+        stored = folder and key and folder / "engines" / f"{key}.xml"
         graph = read_engine(core, stored) if stored else None
         kept = graph is not None
         if not kept:
@@ -176,9 +176,11 @@ def load_kept_engine(key: str, engine: str = "auto") -> OpenVINOEngine | None:
         return None
 
 
-def _load_openvino(network: keras.Model | None, engine: str, key: str) -> OpenVINOEngine:
-    """The engine that is in memory, or one made of the network or read from disk, which then is."""
+def _load_openvino(network: keras.Model | None, engine: str, key: str | None) -> OpenVINOEngine:
+    """The engine that is in memory, or one made of the network or read from disk, which then is if it has a key."""
     precision = "bfloat16" if engine.endswith("bfloat16") else "float32"
+    if key is None:
+        return OpenVINOEngine(network, precision)
     loaded = _LOADED.get((key, precision))
     if loaded is None:
         loaded = _LOADED[key, precision] = OpenVINOEngine(network, precision, key)
@@ -187,14 +189,32 @@ def _load_openvino(network: keras.Model | None, engine: str, key: str) -> OpenVI
     return loaded
 
 
-def network_key(network: keras.Model) -> str:
-    """Get a text that is the same for two networks of the same layers and weights, and for no others."""
+def network_key(network: keras.Model) -> str | None:
+    """Get a text that is the same for two networks of the same layers and weights, and for no others.
+
+    None where a layer's code is not Keras's or ours: it may change while its name and its weights stay.
+    """
+    try:
+        graph = network.to_json()
+    except Exception:  # a layer that cannot be written down, for whatever reason
+        return None
+    if not _is_known(json.loads(graph)):
+        return None
     # What may train does not change what comes out, and a seed only what training sees.
-    graph = re.sub(r'"(trainable|seed)": [^,}]*', "", network.to_json())
+    graph = re.sub(r'"(trainable|seed)": [^,}]*', "", graph)
     digest = hashlib.blake2b(graph.encode(), digest_size=16)
     for weight in network.weights:
         digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).tobytes())
     return digest.hexdigest()
+
+
+def _is_known(part: object) -> bool:
+    """Whether no part of a configuration is code of others: a function, a class of another package, a Lambda."""
+    if isinstance(part, dict):
+        kind, module = part.get("class_name"), part.get("module")
+        foreign = isinstance(module, str) and module.split(".")[0] not in ("keras", "keras_hub", "tlkeras", "builtins")
+        return not foreign and kind not in ("function", "Lambda", "__lambda__") and all(map(_is_known, part.values()))
+    return all(map(_is_known, part)) if isinstance(part, list) else True
 
 
 def _suits_openvino(network: keras.Model) -> bool:
@@ -209,71 +229,8 @@ def _has_openvino() -> bool:
 
 def compute_precision(network: keras.Model) -> str:
     """Get the lowest precision that a layer with weights computes in, whatever the model's own policy says."""
-    kinds = {layer.compute_dtype for layer in network.layers if layer.weights}
+    kinds = {layer.compute_dtype for layer in network._flatten_layers() if layer.weights}
     return next((kind for kind in ("float16", "bfloat16") if kind in kinds), "float32")
-
-
-def convert(network: keras.Model):
-    """Get a network as an `openvino.Model`, in float32."""
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(f"the {keras.backend.backend()} backend cannot be converted here")
-    import tensorflow as tf
-
-    openvino = import_openvino()
-    # The weights go in as tensors: for a variable OpenVINO searches all the others, at each node that reads one.
-    trained, other = (
-        [tf.convert_to_tensor(variable.value) for variable in variables]
-        for variables in (network.trainable_variables, network.non_trainable_variables)
-    )
-    signature = [tf.TensorSpec(network.input_shape, tf.float32)]
-    function = tf.function(lambda images: network.stateless_call(trained, other, images, training=False)[0], signature)
-    shape = [-1 if side is None else side for side in network.input_shape]
-    with _mended_openvino(tf.__version__), _without_telemetry():
-        graph = openvino.convert_model(function, input=shape)
-    # Keras's swish has a gradient of its own, which leaves further outputs behind the ones asked for.
-    return openvino.Model(graph.get_results()[: len(network.outputs)], graph.get_parameters())
-
-
-@contextlib.contextmanager
-def _mended_openvino(version: str) -> Iterator[None]:
-    """Tell OpenVINO TensorFlow's version: it asks by `exec("del tensorflow")`, in Python 3.13 a NameError."""
-    try:
-        from openvino.frontend.tensorflow import utils
-
-        asked = utils.get_environment_setup
-    except (ImportError, AttributeError):  # another OpenVINO
-        asked = None
-    if asked is None or sys.version_info < (3, 13):
-        yield
-        return
-    utils.get_environment_setup = lambda framework: {"tensorflow": version}
-    try:
-        yield
-    finally:
-        utils.get_environment_setup = asked
-
-
-def import_openvino():
-    """Get the package `openvino`, imported without a report to its maker."""
-    with _without_telemetry():
-        import openvino
-    return openvino
-
-
-@contextlib.contextmanager
-def _without_telemetry() -> Iterator[None]:
-    """Keep OpenVINO from reporting imports and conversions to its maker, under a name it leaves in the home folder.
-
-    It does by default, and never in continuous integration: so that is what it is told while it asks.
-    """
-    before = os.environ.get("CI")
-    os.environ["CI"] = "true"
-    try:
-        yield
-    finally:
-        del os.environ["CI"]
-        if before is not None:
-            os.environ["CI"] = before
 
 
 def _slice_size(graph, width: int) -> int | None:

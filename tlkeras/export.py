@@ -18,7 +18,7 @@ import numpy as np
 
 from tlkeras.artifact import Artifact, replace_folder
 from tlkeras.card import GOLDEN, ArtifactError
-from tlkeras.engines import convert, import_openvino
+from tlkeras.conversion import convert, import_openvino
 from tlkeras.predictions import answer_gaps
 
 

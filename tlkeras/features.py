@@ -18,14 +18,13 @@ import keras
 import numpy as np
 
 from tlkeras.backbones import Backbone
-from tlkeras.batches import count_batches
+from tlkeras.batches import count_batches, one_pass
 from tlkeras.blueprints import Facts
-from tlkeras.cache import cache_root
 from tlkeras.engines import load_engine, load_kept_engine, network_key
 from tlkeras.freezing import trainable_layers, transfer_of
 from tlkeras.heads import AUGMENTATION
 from tlkeras.pipelines import check_pictures, without_autotuning
-from tlkeras.store import FeatureStore, picture_key
+from tlkeras.store import FeatureStore, open_store, picture_key
 
 log = logging.getLogger("tlkeras")
 
@@ -141,15 +140,16 @@ def extract_features(
     count_batches(batches)
     names = _layer_names(source, stages)
     runner, network, facts = _look_up(source, names, pooled, engine)
-    batches = iter(without_autotuning(batches))
+    batches = one_pass(without_autotuning(batches))
     first = next(batches, None)
     check_pictures(first, facts.input_shape)
     batches = chain([first], batches)
     runner = runner or load_engine(network, engine)
-    store = _open_store() if cache else None
+    key = (facts.key or network_key(network)) if cache else None
+    store = open_store(key) if cache else None
     title = f"{facts.name}, {facts.input_shape[1]} px, {', '.join(names)}"
     if store:
-        run = _StoredRun(runner, store, f"{facts.key or network_key(network)} {runner.name} {runner.precision}", title)
+        run = _StoredRun(runner, store, f"{key} {runner.name} {runner.precision}", title)
         table, labels = run(batches)
         values = np.split(table, np.cumsum(facts.widths)[:-1], axis=1)
         computed = run.computed
@@ -185,7 +185,7 @@ def compute_features(
     augmentation, runner = model.get_layer(AUGMENTATION), load_engine(feature_model(model, layer), engine)
 
     def augmented() -> Iterator:
-        for images, labels in batches:
+        for images, labels in one_pass(batches):
             images = keras.ops.convert_to_tensor(images, "float32")
             yield keras.ops.convert_to_numpy(augmentation(images, training=True)), labels
 
@@ -198,7 +198,7 @@ def _run(runner, batches: Iterable) -> tuple[list[np.ndarray], np.ndarray]:
     labels = []
 
     def images() -> Iterator[np.ndarray]:
-        for pictures, truth in batches:
+        for pictures, truth in one_pass(batches):
             labels.append(keras.ops.convert_to_numpy(truth))
             yield keras.ops.convert_to_numpy(pictures)
 
@@ -248,15 +248,6 @@ class _StoredRun:
             log.warning("%s: %s; features are computed and not kept. `tlkeras cache --clear` makes it anew.",
                         self.store.path, error)  # fmt: skip
             return None
-
-
-def _open_store() -> FeatureStore | None:
-    folder = cache_root()
-    try:
-        return folder and FeatureStore(folder)
-    except OSError as error:
-        log.warning("features are not kept: %s", error)
-        return None
 
 
 def _layer_names(source: Backbone | keras.Model, stages: str | Sequence[str]) -> list[str]:

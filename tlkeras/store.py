@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tlkeras.cache import cache_root
+
 log = logging.getLogger("tlkeras")
 
 LIMIT = 4_000_000_000  # bytes of features; beyond it the network that was used longest ago goes
@@ -121,14 +123,33 @@ class FeatureStore:
     def clear(self, network: str | None = None) -> None:
         """Delete what is stored of one network, or everything, and give the space back."""
         if network is None:
-            for ending in ("", "-wal", "-shm"):
-                self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
+            delete_store(self.path.parent)
             self._prepare()
             return
         with self._connect() as database:
             for table in ("features", "networks"):
                 database.execute(f"DELETE FROM {table} WHERE network = ?", (network,))
             database.execute("VACUUM")
+
+
+def open_store(key: str | None) -> FeatureStore | None:
+    """Get the store for features of the network of this key; None, and a warning, where they cannot be kept."""
+    folder = cache_root()
+    if key is None:
+        log.warning("features are not kept: a layer's code is neither Keras's nor ours, and may change.")
+        return None
+    try:
+        return folder and FeatureStore(folder)
+    except OSError as error:
+        log.warning("features are not kept: %s", error)
+        return None
+
+
+def delete_store(folder: Path) -> None:
+    """Delete the store in this folder, and one that was set aside as damaged, without opening it."""
+    path = Path(folder) / "features.sqlite"
+    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm", path.with_suffix(".damaged").name):
+        path.with_name(name).unlink(missing_ok=True)
 
 
 def picture_key(image: np.ndarray) -> bytes:
