@@ -259,6 +259,27 @@ def test_a_fit_that_its_data_do_not_allow_leaves_nothing_that_the_next_trips_ove
     assert [path.name for path in tmp_path.iterdir()] == ["few"]
 
 
+def test_a_full_disk_leaves_nothing_and_a_half_written_note_is_named(photos, tmp_path, run_here, monkeypatch):
+    arguments = ("fit", photos, "--weights", "embedded", "--image-size", 64, "--out", tmp_path / "run")
+    write = Path.write_text
+
+    def full(path, text, **rest):
+        if path.parent.name == "run.partial":
+            write(path, text[:3], **rest)
+            raise OSError(28, "No space left on device")
+        return write(path, text, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        assert "No space left" in run_here(*arguments).stderr
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run.partial").mkdir()
+    (tmp_path / "run.partial" / "arguments.json").write_text("")
+    refused = run_here(*arguments)
+    assert refused.returncode == 1 and "arguments.json is damaged" in refused.stderr
+    assert f"delete {tmp_path / 'run.partial'}" in refused.stderr
+
+
 def test_names_are_shown_as_they_are(run_here, monkeypatch):
     names = ["cat [copy].jpg", "[/old].jpg", "a :cat: b.jpg", "caf\udce9.jpg"]
     rows = [{"path": name, "label": "[red]", "probabilities": {"[red]": 1.0}} for name in names]

@@ -208,25 +208,31 @@ def cache(
     """Show what is kept on disk to save time: features by network, and compiled engines."""
     _talk()
     from tlkeras.cache import cache_root, clear_engines, list_engines
-    from tlkeras.store import FeatureStore
+    from tlkeras.store import FeatureStore, delete_store
 
     folder = cache_root()
     if folder is None:
         print("The cache is switched off by TLKERAS_CACHE=off.")
+        return
+    files = [*list_engines(), *folder.glob("features.*")]
+    size = sum(file.stat().st_size for file in files)
+    if clear:  # before anything is opened, for which a full disk has no room
+        delete_store(folder)
+        clear_engines()
+        print(f"{size / 1e6:.1f} MB in {folder}: deleted")
         return
     store = FeatureStore(folder)
     try:
         for entry in store.entries():
             print(f"{entry['pictures']:>9,} pictures  {entry['bytes'] / 1e6:9.1f} MB  {entry['title']}")
     except sqlite3.DatabaseError as error:
-        print(f"{store.path} is damaged ({error})" + ("" if clear else ": --clear makes it anew"))
+        print(f"{store.path} is damaged ({error}): --clear makes it anew")
+    if (aside := store.path.with_suffix(".damaged")).exists():
+        print(f"{'':9} set aside  {aside.stat().st_size / 1e6:8.1f} MB  {aside.name}")
     files = list_engines()
     count, size = sum(file.suffix == ".xml" for file in files), sum(file.stat().st_size for file in files)
     print(f"{count:>9,} {'engine' if count == 1 else 'engines':8}  {size / 1e6:9.1f} MB")
-    if clear:
-        store.clear()
-        clear_engines()
-    print(f"in {folder}" + (": deleted" if clear else ""))
+    print(f"in {folder}")
 
 
 @app.command()

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -207,7 +208,10 @@ def _unfinished(out: Path, arguments: dict) -> Path:
     partial = out.with_name(out.name + ".partial")
     noted = partial / "arguments.json"
     if noted.exists():
-        before = json.loads(noted.read_text())
+        try:
+            before = json.loads(noted.read_text())
+        except ValueError as error:
+            raise ValueError(f"{noted} is damaged ({error}): delete {partial} to begin anew.") from error
         if before != arguments:
             changed = ", ".join(key for key in arguments if before.get(key) != arguments[key])
             raise ValueError(
@@ -226,9 +230,23 @@ def _begin_or_resume(partial: Path, arguments: dict, data) -> None:
     digest, noted = hashlib.sha256(repr(sorted(files)).encode()).hexdigest(), partial / "data.sha256"
     if noted.exists() and noted.read_text() != digest:
         raise ValueError(f"The pictures have changed since {partial} was begun: delete it to start anew.")
+    begins = not partial.exists()
     partial.mkdir(parents=True, exist_ok=True)
-    (partial / "arguments.json").write_text(json.dumps(arguments, indent=2))
-    noted.write_text(digest)
+    try:
+        _note(partial / "arguments.json", json.dumps(arguments, indent=2))
+        _note(noted, digest)
+    except OSError:
+        if begins:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _note(path: Path, text: str) -> None:
+    """Write a file whole or not at all, if it is not there: on a full disk half of it would stop every later call."""
+    if not path.exists():
+        draft = path.with_suffix(".draft")
+        draft.write_text(text)
+        os.replace(draft, path)
 
 
 def _strategy(partial: Path, arguments: dict, data, backbone):
@@ -241,5 +259,5 @@ def _strategy(partial: Path, arguments: dict, data, backbone):
     if noted.exists():
         return Advice.from_dict(json.loads(noted.read_text()))
     advice = advise(data, backbone, seed=arguments["seed"])
-    noted.write_text(json.dumps(advice.to_dict(), indent=2))
+    _note(noted, json.dumps(advice.to_dict(), indent=2))
     return advice
