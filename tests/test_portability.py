@@ -113,3 +113,11 @@ def test_every_pretext_and_a_detector_learn(backend, tmp_path):
     result = run_on(backend, EVERY_TASK, tmp_path)
     assert len(result["losses"]) == 7 and all(np.isfinite(loss) for loss in result["losses"].values())
     assert result["detector"][-1] < result["detector"][0] and result["found"] == 2
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_doctor_knows_the_devices_of_every_backend(backend, tmp_path):
+    report = "{what: found for what, found, _ in examine()}"
+    script = f"import json; from tlkeras.doctor import examine; print(json.dumps({report}))"
+    found = run_on(backend, script, tmp_path)
+    assert f"backend {backend}" in found["keras"] and found["devices"].startswith(("CPU only", "gpu", "tpu"))

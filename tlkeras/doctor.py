@@ -15,6 +15,7 @@ def examine() -> Iterator[tuple[str, str, str | None]]:
 
     from tlkeras import __version__
     from tlkeras.catalogue import CATALOGUE
+    from tlkeras.startup import list_devices
     from tlkeras.weights import EMBEDDED_FILE, cache_folder, weights_in_reach
 
     yield "tlkeras", __version__, None
@@ -25,7 +26,7 @@ def examine() -> Iterator[tuple[str, str, str | None]]:
             yield package, metadata.version(package), None
         except metadata.PackageNotFoundError:
             yield package, "missing", f"pip install {package}"
-    devices = [device for device in keras.distribution.list_devices() if not device.startswith("cpu")]
+    devices = [device for device in list_devices() if not device.startswith("cpu")]
     advice = None if devices else "fine for this course; on Colab choose Runtime > Change runtime type > GPU"
     yield "devices", ", ".join(devices) or f"CPU only, {os.cpu_count()} cores", advice
     home = cache_folder()

@@ -88,7 +88,19 @@ def _has_gpu() -> bool:
         import tensorflow as tf
 
         return bool(tf.config.list_physical_devices("GPU"))  # does not start the devices, as Keras's list would
-    return "gpu" in str(keras.distribution.list_devices())
+    return "gpu" in str(list_devices())
+
+
+def list_devices() -> list[str]:
+    """Get the devices that Keras can use, as "cpu:0" or "gpu:0"; Keras's own list knows no torch."""
+    import keras
+
+    if keras.backend.backend() != "torch":
+        return keras.distribution.list_devices()
+    import torch
+
+    count = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+    return [f"gpu:{number}" for number in range(count)] or ["cpu:0"]
 
 
 @contextlib.contextmanager
