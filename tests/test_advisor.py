@@ -11,6 +11,7 @@ from tlkeras.fractals import make_fractals
 from tlkeras.loaders import load_arrays
 from tlkeras.recipes import transfer
 from tlkeras.runs import _strategy
+from tlkeras.settings import Settings
 from tlkeras.splits import Split
 
 
@@ -135,6 +136,17 @@ def test_a_ranking_names_the_score_that_sorts_it(shared, monkeypatch):
     rows = rank_backbones(load_arrays(images, labels, split=Split(near_duplicates=False)), ["MobileNetV2", "MobileNet"])
     assert [row["log_me"] for row in rows] == sorted((row["log_me"] for row in rows), reverse=True)
     assert {"name", "h_score", "top1", "seconds"} <= set(rows[0])
+
+
+def test_a_network_whose_weights_are_out_of_reach_is_not_ranked_by_others_under_its_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="Weights of 0 of these networks are in reach, and a ranking takes two"):
+        rank_backbones(fractals(8), ["MobileNetV2", "MobileNet"])
+
+
+def test_any_budget_and_any_number_for_stages_will_do(backbone):
+    assert advise(fractals(8), backbone, budget=float("inf")).cell
+    assert transfer(fractals(8), backbone, stages=np.int64(1), settings=Settings(verbose=0)).strategy
 
 
 def test_pictures_that_belong_together_are_not_measured_on_both_sides(backbone):

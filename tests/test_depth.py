@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.stats import t
@@ -135,3 +137,19 @@ def test_what_does_not_fit_is_refused(pictures):
         probe(everything, num_resamples=1)
     with pytest.raises(ValueError, match="'softmax', 'svm', 'knn', 'centroid', got 'tree'"):
         probe(everything, kind="tree")
+
+
+def test_groups_may_be_pairs_but_not_missing():
+    labels = np.arange(60) % 2
+    pairs = [("clinic", number // 4) for number in range(60)]
+    for train, test in cut(labels, pairs, 3, seed=0):
+        assert len(test) and not {pairs[k] for k in train} & {pairs[k] for k in test}
+    with pytest.raises(ValueError, match="some are None"):
+        next(cut(labels, [None, *["a"] * 59], 3, seed=0))
+
+
+def test_held_out_labels_are_one_class_a_picture():
+    values = np.random.default_rng(0).normal(size=(40, 3))
+    train, held_out = (Features({"only": values}, labels, "keras", 40) for labels in (np.arange(40) % 2,) * 2)
+    with pytest.raises(ValueError, match=r"one class .* got int64 labels \(40, 1\)"):
+        probe(train, dataclasses.replace(held_out, labels=held_out.labels[:, None]))

@@ -71,6 +71,11 @@ def test_the_penalty_is_the_one_with_the_best_cross_validated_log_loss(digits, w
         assert chosen != PENALTIES[int(np.argmin(plain_losses))]
 
 
+def test_labels_may_be_a_list(digits):
+    features, labels = digits
+    assert fit_probe(features, list(map(int, labels)), kind="centroid").score(features, labels) > 0.8
+
+
 def test_where_there_is_nothing_to_learn_the_penalty_is_strong(digits):
     noise = np.random.default_rng(0).normal(size=(300, 40))
     assert fit_probe(noise, digits[1]).C <= 0.01

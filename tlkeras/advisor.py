@@ -169,11 +169,12 @@ def rank_backbones(data: Data, names: Sequence[str], *, weights: str = "auto") -
         weights: As in `load_backbone`.
 
     Returns:
-        A dictionary a network: name, log_me (they are sorted by it, best first), h_score, top1 (published ImageNet
-        accuracy in per cent, or None) and seconds.
+        A dictionary a network: name, alpha, log_me (they are sorted by it, best first), h_score, top1 (published
+        ImageNet accuracy in per cent; None for another width or other weights) and seconds.
 
     Raises:
-        ValueError: If there are fewer than two different networks, or the labels are not one class a picture.
+        ValueError: If there are fewer than two different networks, or weights in reach for fewer, or the labels are
+            not one class a picture.
     """
     if isinstance(names, str) or len(set(names)) < 2:
         raise ValueError(f"A ranking needs a list of two networks or more, got {names!r}.")
@@ -182,16 +183,22 @@ def rank_backbones(data: Data, names: Sequence[str], *, weights: str = "auto") -
     for name in dict.fromkeys(names):
         started = time.perf_counter()
         backbone = load_backbone(name, weights=weights, image_size=data.image_size)
-        if backbone.name != name and not name.startswith(HUB_PREFIX):
+        own = backbone.name == name or name.startswith(HUB_PREFIX)
+        if not own or (weights == "auto" and backbone.weights == "embedded"):
             log.warning("%s: its weights are out of reach and it is left out", name)
             continue
         features = extract_features(backbone, data.pictures("train"))
-        top1 = CATALOGUE[name].top1 if name in CATALOGUE else None
+        published = backbone.weights == "imagenet" and backbone.alpha in (None, 1.0)
+        top1 = CATALOGUE[name].top1 if published and name in CATALOGUE else None
         rows.append({
-            "name": name, "log_me": log_me(features.last, features.labels),
+            "name": name, "alpha": backbone.alpha, "log_me": log_me(features.last, features.labels),
             "h_score": h_score(features.last, features.labels), "top1": top1,
             "seconds": time.perf_counter() - started,
         })  # fmt: skip
+    if len(rows) < 2:
+        raise ValueError(
+            f"Weights of {len(rows)} of these networks are in reach, and a ranking takes two: {list(names)}."
+        )
     return sorted(rows, key=lambda row: -row["log_me"])
 
 
@@ -216,7 +223,9 @@ def _measure(data: Data, backbone: Backbone, seconds: float, seed: int) -> tuple
     rate = (time.perf_counter() - started) / len(trial.labels["train"])
     labels = data.labels["train"][order]
     some = [order[labels == label][:FEWEST] for label in range(data.num_classes)]
-    sample = data.subset(np.unique(np.concatenate([order[: max(int(seconds / rate), 16 * data.num_classes)], *some])))
+    sample = data.subset(
+        np.unique(np.concatenate([order[: max(int(min(seconds / rate, len(order))), 16 * data.num_classes)], *some]))
+    )
     return extract_features(backbone, sample.pictures("train"), stages="all"), sample.pieces["train"], rate
 
 

@@ -99,8 +99,8 @@ def probe(
                 "probe() takes what extract_features(..., stages='all') gave, and of other pictures the same; got "
                 f"{type(given).__name__}. For an array of features: fit_probe(features, labels)."
             )
+        check_classes(given.labels, len(given.last))
     names = list(features.stages)
-    check_classes(features.labels, len(features.last))
     if held_out is not None:
         if list(held_out.stages) != names:
             raise ValueError(f"The held-out stages {list(held_out.stages)} are not those of training, {names}.")
@@ -159,7 +159,12 @@ def cut(labels: np.ndarray, groups: Sequence | None, num_resamples: int, seed: i
         raise ValueError(f"groups needs one key a picture: expected {len(labels)}, got {len(groups)}.")
     classes, counts = np.unique(labels, return_counts=True)
     _check_counts(classes, counts)
-    keys = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    if groups is not None and any(group is None for group in groups):
+        raise ValueError("groups needs a key for each picture, and some are None.")
+    keys = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    if keys.ndim > 1:  # pairs, such as (clinic, patient)
+        keys = np.array([str(group) for group in groups])
+    keys = np.unique(keys, return_inverse=True)[1]
     num_groups = keys.max() + 1
     if num_groups == len(labels):
         num_test = max(math.ceil(TEST_SHARE * len(labels)), len(classes))  # one of each class at least

@@ -56,6 +56,7 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, kind: str = "softmax"
     if shape is None or len(shape) != 2:
         got = type(features).__name__ if shape is None else f"an array of shape {shape}"
         raise ValueError(f"A probe takes pooled features (pictures, channels), such as Features.last, got {got}.")
+    labels = np.asarray(labels)
     check_classes(labels, len(features))
     if not np.isfinite(features).all():
         raise ValueError("The features hold NaN or infinite values: does the network overflow, or was divided by 0?")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def transfer(
     if strategy.endswith("fine-tune"):
         if stages is None:
             stages = min(STAGES, len(backbone.stages))
-        (unfreeze_top if isinstance(stages, int | float | str) else unfreeze_stages)(model, stages)
+        (unfreeze_top if isinstance(stages, numbers.Real | str) else unfreeze_stages)(model, stages)
         # An epoch over four stored views is four epochs over the pictures, where there is room for them.
         epochs = max(1, VIEWS * EPOCHS // views) if count_views(model, len(data.labels["train"]), views) else 8
         tuned = {"head_factor": settings.head_factor or 1.0, "interpolate": settings.interpolate or "best"}
