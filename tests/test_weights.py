@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import logging
 import shutil
 import socket
 import time
+import zipfile
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -15,7 +19,8 @@ from test_backbones import own_module, pictures
 
 from tlkeras import weights
 from tlkeras.backbones import Backbone, load_backbone
-from tlkeras.weights import WeightsNotFoundError, weights_in_reach
+from tlkeras.catalogue import CATALOGUE
+from tlkeras.weights import WeightsNotFoundError, fill_weights, find_weights, weights_in_reach
 
 SHARED = Path(__file__).parents[2] / "shared" / "keras_home"
 needs_weights = pytest.mark.skipif(not SHARED.is_dir(), reason="genuine ImageNet weights are not on this machine")
@@ -87,6 +92,55 @@ def test_a_name_server_that_never_answers_does_not_hang(offline, monkeypatch):
     with pytest.raises(WeightsNotFoundError, match="no answer in 0.2 seconds"):
         load_backbone("ResNet50", image_size=32)
     assert time.perf_counter() - began < 1.5
+
+
+def publish(monkeypatch, offline: Path, content: bytes, served: bytes | None) -> Path:
+    """Let the catalogue know this content's checksum and the address serve another; get the place in the cache."""
+    width, address = CATALOGUE["ResNet50"].width(1.0), offline.parent / "address"
+    if served is not None:
+        address.write_bytes(served)
+    known = dataclasses.replace(width, hash=hashlib.md5(content).hexdigest(), url=address.as_uri())
+    monkeypatch.setitem(CATALOGUE["ResNet50"].widths, 1.0, known)
+    return offline / width.file
+
+
+@pytest.mark.parametrize("before", [None, b"half a file"])
+def test_a_download_with_another_checksum_is_deleted_and_never_taken(before, offline, monkeypatch, caplog):
+    file = publish(monkeypatch, offline, b"weights", served=b"<html>a proxy</html>")
+    if before:
+        file.write_bytes(before)
+    with pytest.raises(WeightsNotFoundError) as raised:
+        load_backbone("ResNet50", image_size=32)
+    for part in (str(file), CATALOGUE["ResNet50"].width(1.0).url, "hash does not match", "The file was deleted."):
+        assert part in str(raised.value)
+    assert not file.exists() and "another image size" not in caplog.text and "is damaged" not in str(raised.value)
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(offline, monkeypatch):
+    file = publish(monkeypatch, offline, b"weights", served=b"weights")
+    file.write_bytes(b"weighty")
+    assert find_weights(CATALOGUE["ResNet50"], "imagenet", None, 224) == (file, 1.0, "imagenet")
+    assert file.read_bytes() == b"weights"
+
+
+def test_a_damaged_file_in_the_cache_is_not_used_offline_but_left_to_its_owner(offline, monkeypatch):
+    file = publish(monkeypatch, offline, b"weights", served=None)
+    file.write_bytes(b"weighty")
+    with pytest.raises(WeightsNotFoundError, match=r"is damaged: its checksum.*\n.*No such file.*\n.*delete that one"):
+        load_backbone("ResNet50", image_size=32)
+    assert file.read_bytes() == b"weighty"
+
+
+def test_a_file_in_the_cache_is_read_for_its_checksum_once_and_again_when_it_changed(offline, monkeypatch):
+    file = publish(monkeypatch, offline, b"weights", served=None)
+    file.write_bytes(b"weights")
+    weights._checksum.cache_clear()
+    for _ in range(3):
+        assert find_weights(CATALOGUE["ResNet50"], "imagenet", None, 224)[0] == file
+    assert weights._checksum.cache_info().misses == 1
+    file.write_bytes(b"other weights")
+    with pytest.raises(WeightsNotFoundError, match="is damaged"):
+        find_weights(CATALOGUE["ResNet50"], "imagenet", None, 224)
 
 
 def embedded_file(path: Path, backbone: Backbone) -> Path:
@@ -164,6 +218,82 @@ def test_a_damaged_file_is_named(name, tmp_path):
     (tmp_path / name).write_bytes(b"<html>404</html>")
     with pytest.raises(ValueError, match=f"{name} cannot be read as weights"):
         load_backbone(weights=tmp_path / name, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def net() -> keras.Model:
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense")])
+
+
+def nothing(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def array_alone(path: Path) -> None:
+    with open(path, "wb") as content:
+        np.save(content, np.zeros(99))
+
+
+def spoilt_deflate(path: Path) -> None:
+    np.savez_compressed(path, np.arange(1000))
+    content = bytearray(path.read_bytes())
+    content[60:100] = b"\xff" * 40
+    path.write_bytes(content)
+
+
+def spoilt_header(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("arr_0.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((\n" + bytes(99))
+
+
+def unknown_compression(path: Path) -> None:
+    np.savez(path, np.zeros(99))
+    content = path.read_bytes()
+    for mark, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        at = content.index(mark) + place
+        content = content[:at] + b"\x63\x00" + content[at + 2 :]
+    path.write_bytes(content)
+
+
+def no_array(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", b"weights")
+
+
+def spoilt_h5(path: Path) -> None:
+    with h5py.File(path, "w") as group:
+        for k in range(50):
+            group.create_group(f"layer_{k}")["kernel"] = np.zeros(9)
+    content = bytearray(path.read_bytes())
+    for at in range(1000, len(content) - 8, 500):
+        content[at : at + 8] = b"\xff" * 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "spoil", [nothing, array_alone, spoilt_deflate, spoilt_header, unknown_compression, no_array, spoilt_h5]
+)
+def test_whatever_the_damage_the_error_is_the_same_clear_one(spoil, net, tmp_path):
+    path, entry = tmp_path / ("weights.h5" if spoil is spoilt_h5 else "weights.npz"), CATALOGUE["MobileNetV2"]
+    spoil(path)
+    assert find_weights(entry, path, None, 224) == (path, 1.0, str(path))  # as its width cannot be told
+    with pytest.raises(ValueError, match=rf"{path.name} cannot be read as weights .* expected 15 weights"):
+        fill_weights(net, path, entry, 1.0)
+
+
+def test_damage_that_only_reading_meets_is_told_as_clearly(net, tmp_path):
+    path, values = tmp_path / "net.weights.h5", np.arange(1, 13, dtype="float32").reshape(4, 3)
+    net.save_weights(path)
+    with h5py.File(path, "r+") as group:
+        held = next(item for item in group["layers/dense/vars"].values() if item.shape == (4, 3))
+        name = held.name
+        del group[name]
+        group.create_dataset(name, data=values, fletcher32=True)
+    content = path.read_bytes()
+    assert content.count(values.tobytes()) == 1
+    path.write_bytes(content.replace(values.tobytes(), bytes(48)))
+    with pytest.raises(ValueError, match=r"net\.weights\.h5 holds 15; expected 15 weights.*fetched again\. \(.*read"):
+        fill_weights(net, path, CATALOGUE["MobileNetV2"], 1.0)
 
 
 def test_no_such_file_names_the_choices():

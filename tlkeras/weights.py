@@ -6,6 +6,7 @@ Never random weights in silence: what is not to be had is an error that says wha
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import os
@@ -16,6 +17,7 @@ import urllib.request
 import warnings
 import zipfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import keras
@@ -109,28 +111,53 @@ def _file_at(entry: Entry, alpha: float, image_size: int) -> tuple[str, str]:
 
 def _imagenet(entry: Entry, alpha: float, image_size: int) -> Path:
     file, url = _file_at(entry, alpha, image_size)
-    path = cache_folder() / file
-    if path.is_file():
+    path, width = cache_folder() / file, entry.width(alpha)
+    known = width.hash if file == width.file else None  # it is that of the file for the native image size
+    if path.is_file() and _is_published(path, known):
         return path
     reason = _unreachable(url)
     if reason is None:
         try:
             with _patience(_STALL_SECONDS):
                 places = {"cache_dir": str(path.parents[1]), "cache_subdir": "models"}
-                return Path(keras.utils.get_file(file, url, file_hash=entry.width(alpha).hash, **places))
+                return Path(keras.utils.get_file(file, url, file_hash=known, **places))
         except Exception as error:  # get_file raises bare Exception
             reason = str(error)
+        if path.is_file() and not _is_published(path, known):  # get_file refuses it, yet leaves it to be found again
+            with contextlib.suppress(OSError):
+                path.unlink()
+                reason += " The file was deleted."
     other = weights_in_reach(entry.name, alpha)
-    if other:
+    if other and other != path:
         logger.warning("weights: %s is out of reach; taking %s, trained at another image size", file, other.name)
         return other
+    damaged = path.is_file() and not _is_published(path, known)
     raise WeightsNotFoundError(
         f"No ImageNet weights for {entry.title(alpha)}.\n"
-        f"  looked for: {path} (KERAS_HOME moves this cache)\n"
+        f"  looked for: {path} (KERAS_HOME moves this cache)"
+        f"{'; what lies there is damaged: its checksum is not the published one' if damaged else ''}\n"
         f"  tried:      {url} ({reason})\n"
-        f'  next:       put the file there, or take weights=PATH of a file, or weights="embedded" '
-        f"({EMBEDDED_NAME} at alpha {EMBEDDED_ALPHA}, carried by this package)."
+        f"  next:       {'delete that one and ' if damaged else ''}put the file there, or take weights=PATH of a file, "
+        f'or weights="embedded" ({EMBEDDED_NAME} at alpha {EMBEDDED_ALPHA}, carried by this package).'
     )
+
+
+def _is_published(path: Path, known: str | None) -> bool:
+    """Whether a file's checksum is the known one; where none is known it has to be believed."""
+    if known is None:
+        return True
+    status = path.stat()
+    return _checksum(path, len(known), status.st_size, status.st_mtime_ns) == known
+
+
+@lru_cache(maxsize=64)
+def _checksum(path: Path, length: int, size: int, changed: int) -> str:
+    """Checksum of a file; read once as long as size and time of change stay, as 100 MB take about 0.15 s."""
+    digest = hashlib.sha256() if length == 64 else hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as content:
+        while piece := content.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _unreachable(url: str) -> str | None:
@@ -234,6 +261,6 @@ def _count(file: Path) -> int | None:
         else:
             with h5py.File(file) as group:
                 group.visititems(add)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except Exception:  # damage has many names: EOFError, zlib.error, RuntimeError of h5py, TokenError of numpy's header
         return None
     return counted
