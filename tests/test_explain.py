@@ -138,8 +138,19 @@ def test_a_stage_may_be_named_by_its_number(told_apart, squares):
 def test_nan_is_not_taken_for_a_picture_without_heat(squares):
     model = tl.build_classifier(make_tiny_backbone(), 2)
     model.set_weights([np.full_like(value, np.nan) for value in model.get_weights()])
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(ValueError, match="NaN or infinity: its training diverged"):
         tl.grad_cam(model, squares[0][:2])
+
+
+def test_pictures_that_are_not_raw_get_no_map(told_apart, squares):
+    images = squares[0][:2].astype("float32")
+    with pytest.raises(ValueError, match=r"raw, in \[0, 255\]; these lie in \[0.0784, 0.902\]"):
+        tl.grad_cam(told_apart, images / 255)
+    images[1, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"these lie in \[nan, nan\]"):
+        tl.grad_cam(told_apart, images)
+    dark = np.ones((1, 32, 32, 3), "uint8")  # whole numbers of a file are raw, however dark
+    assert np.isfinite(tl.grad_cam(told_apart, dark)).all()
 
 
 def test_files_of_heat_bear_names_that_a_disk_takes(told_apart, squares, tmp_path):

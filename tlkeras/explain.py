@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from tlkeras.freezing import transfer_of
+from tlkeras.pipelines import check_range
 
 if TYPE_CHECKING:
     from tlkeras.predictions import Predictions
@@ -49,8 +50,8 @@ def grad_cam(
         for the class.
 
     Raises:
-        ValueError: If the model is no classifier, the stage has no map of places, images or classes do not fit, or the
-            network gives NaN.
+        ValueError: If the model is no classifier, the stage has no map of places, images or classes do not fit, the
+            pictures look as if they had been divided by 255, or the network gives NaN.
 
     Example:
     >>> import tlkeras as tl
@@ -74,6 +75,8 @@ def grad_cam(
     images, shape = np.asarray(images), model.input_shape[1:]
     if images.shape[1:] != shape or not len(images):
         raise ValueError(f"The model takes pictures (n, {', '.join(map(str, shape))}), got {images.shape}.")
+    if images.dtype != np.uint8:  # as in `predict`: a dark picture on the disk is no divided one
+        check_range(images)
     count = 2 if transfer.task == "binary" else model.output_shape[-1]
     if np.ndim(against):
         raise ValueError(f"against is one class for all pictures, got {against!r}.")
@@ -103,7 +106,7 @@ def grad_cam(
         heat.append(keras.ops.convert_to_numpy(keras.ops.image.resize(speaks, shape[:2]))[..., 0])
     heat = np.concatenate(heat)
     if not np.isfinite(heat).all():
-        raise ValueError("The network gives NaN or infinity: its training diverged, or a picture holds NaN.")
+        raise ValueError("The network gives NaN or infinity: its training diverged. Train again at a lower rate.")
     hottest = heat.max(axis=(1, 2), keepdims=True)
     return np.divide(heat, hottest, out=np.zeros_like(heat), where=hottest > 0)
 
