@@ -4,8 +4,9 @@ import pytest
 from test_pretexts import IMAGES, first_batch, number
 
 import tlkeras as tl
-from tlkeras.colours import rgb_to_lab
-from tlkeras.reconstruction import Autoencoder, Colorization, decoder
+from tlkeras import reconstruction
+from tlkeras.colours import nearest_bin, rebalancing, rgb_to_lab
+from tlkeras.reconstruction import PIECE, Autoencoder, Colorization, decoder
 
 
 def test_the_autoencoder_asks_for_its_input_and_the_denoising_one_for_what_it_was():
@@ -37,6 +38,24 @@ def test_colorization_sees_no_colour_and_its_loss_is_the_double_loop_of_the_pape
         shares = np.exp(logits[place]) / np.exp(logits[place]).sum()
         total -= task.weights[q] * np.log(shares[q])
     assert number(task.loss(targets, logits)) == pytest.approx(total / (12 * 8 * 8), rel=1e-4)
+
+
+def test_colours_are_counted_piece_by_piece_and_no_picture_is_left_out(monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (2 * PIECE + 3, 32, 32, 3)).astype(np.uint8)
+    images[-3:] = (255, 0, 0)
+    places = []
+
+    def spy(ab, bins):
+        places.append(int(np.prod(ab.shape[:-1])))
+        return nearest_bin(ab, bins)
+
+    monkeypatch.setattr(reconstruction, "nearest_bin", spy)
+    task = Colorization(grid=20)
+    task.prepare(images)
+    assert places == [PIECE * 64, PIECE * 64, 3 * 64]  # each place is held against every bin: that is the memory
+    numbers = keras.ops.convert_to_numpy(nearest_bin(rgb_to_lab(images[:, ::4, ::4])[..., 1:], task.bins))
+    frequency = np.bincount(numbers.ravel(), minlength=len(task.bins)) / numbers.size
+    np.testing.assert_array_equal(task.weights, rebalancing(frequency, 0.5))
 
 
 def test_painted_pictures_keep_their_light(tiny_backbone):

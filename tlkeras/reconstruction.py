@@ -17,6 +17,7 @@ from tlkeras.pretexts import Pretext
 from tlkeras.views import crop
 
 MOST_CHANNELS = 128  # of a decoder's layers
+PIECE = 10  # pictures whose colours are held against all bins at once: 17 MB at 160 pixels
 
 
 @dataclass
@@ -72,9 +73,11 @@ class Colorization(Pretext):
         """Count the colours."""
         self.bins = hue_bins(self.grid)
         some = images[np.linspace(0, len(images) - 1, min(len(images), 500)).astype(int), ::4, ::4]
-        numbers = keras.ops.convert_to_numpy(nearest_bin(rgb_to_lab(some)[..., 1:], self.bins))
-        frequency = np.bincount(numbers.ravel(), minlength=len(self.bins)) / numbers.size
-        self.weights = rebalancing(frequency, self.rebalance)
+        counts = np.zeros(len(self.bins), int)
+        for start in range(0, len(some), PIECE):
+            numbers = nearest_bin(rgb_to_lab(some[start : start + PIECE])[..., 1:], self.bins)
+            counts += np.bincount(keras.ops.convert_to_numpy(numbers).ravel(), minlength=len(self.bins))
+        self.weights = rebalancing(counts / counts.sum(), self.rebalance)
         return super().prepare(images)
 
     def build(self, backbone: Backbone) -> keras.Model:
