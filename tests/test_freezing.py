@@ -195,6 +195,27 @@ def test_audit_raises_when_nothing_moved(model, colour_pictures):
         audit.check()
 
 
+def test_audit_refuses_a_model_whose_weights_are_still_to_come(colour_pictures):
+    class Nested(keras.Model):
+        def __init__(self):
+            super().__init__(name="nested")
+            self.base, self.head = make_tiny_backbone().model, keras.layers.Dense(3)
+            self.base.trainable = False
+
+        def call(self, x):
+            return self.head(keras.ops.mean(self.base(x), axis=(1, 2)))
+
+    late = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(3)], name="late")
+    for model in (late, Nested()):  # the second holds weights, yet none that may move
+        compile_model(model, 1e-4)
+        with pytest.raises(ValueError, match=f"{model.name} is not built: call it on a batch, or give it an Input"):
+            FreezeAudit(model)
+        model(colour_pictures[0][:1].astype("float32"))
+        audit = FreezeAudit(model)
+        fit(model, colour_pictures)
+        assert audit.check().moved == 2
+
+
 def test_audit_holds_under_mixed_precision_with_its_loss_scaler(mixed_precision, colour_pictures):
     model = build_classifier(make_tiny_backbone(), 3)
     unfreeze_top(model, 1)

@@ -93,7 +93,12 @@ class FreezeAudit:
             model: Before training, its flags as they should be.
             batch_norm: Whether the statistics of batch-norm layers that are trainable may move too. Those of frozen
                 layers never may; those of a head's own batch norm always may.
+
+        Raises:
+            ValueError: If the model is not built: weights that it does not have yet cannot be copied.
         """
+        if not model.built:
+            raise ValueError(f"{model.name} is not built: call it on a batch, or give it an Input, before the audit.")
         self.model = model
         self._before = [(v, np.array(v)) for v in model.weights]
         self._planned = {id(v) for v in model.trainable_variables}
