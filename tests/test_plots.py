@@ -138,6 +138,20 @@ def test_pictures_without_predictions_carry_their_class():
         plot_pictures(np.zeros((0, 4, 4, 3)), [])
 
 
+def test_grey_pictures_are_grey_and_all_on_one_scale():
+    images = np.stack([np.full((4, 4, 1), 100.0), np.arange(40, 56).reshape(4, 4, 1)])
+    for ax, image in zip(plot_pictures(images, [0, 1]), images, strict=True):
+        shown = ax.images[0].get_array()
+        assert shown.dtype == np.uint8
+        np.testing.assert_array_equal(shown, np.repeat(image, 3, axis=-1))
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_channels_that_are_no_colours_are_refused(channels):
+    with pytest.raises(ValueError, match=rf"height, width, 3 or 1\) .* got \(2, 4, 4, {channels}\)"):
+        plot_pictures(np.zeros((2, 4, 4, channels)), [0, 1])
+
+
 def test_intervals_stand_in_order_against_a_thin_grey_baseline():
     some = {"from scratch": Interval(0.6, 0.5, 0.7), "probe": (0.9, 0.85, 0.92)}
     ax = plot_intervals(some, baseline=0.5, baseline_name="chance", title="A finding that takes two lines to say " * 3)

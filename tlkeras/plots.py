@@ -145,7 +145,7 @@ def plot_pictures(
     """Get a grid of pictures, each under its class; a wrong one says so with a cross, a frame and both names.
 
     Args:
-        images: (n, height, width, 3) in [0, 255]; 25 or fewer stay readable.
+        images: (n, height, width, 3), or 1 for grey, in [0, 255]; 25 or fewer stay readable.
         truth: Class indices (n,).
         predicted: Class indices (n,); without them only the truth is written.
         class_names: Names of the classes; the indices by default.
@@ -156,15 +156,15 @@ def plot_pictures(
         The Axes that hold a picture, (n,), in order.
 
     Raises:
-        ValueError: If there is no picture, or the parts are not as many.
+        ValueError: If there is no picture, its channels are neither 3 nor 1, or the parts are not as many.
     """
     images = np.asarray(images)
     parts = {"truth": truth, "predicted": predicted, "probabilities": probabilities}
     for name, part in parts.items():
         if part is not None and len(part) != len(images):
             raise ValueError(f"{len(images)} pictures, but {len(part)} in {name}.")
-    if images.ndim != 4 or not len(images):
-        raise ValueError(f"images must be (n, height, width, 3) with one picture at least, got {images.shape}.")
+    if images.ndim != 4 or not len(images) or images.shape[-1] not in (1, 3):
+        raise ValueError(f"images must be (n, height, width, 3 or 1) with one picture at least, got {images.shape}.")
     columns = min(len(images), 5 if len(images) != 6 and len(images) != 9 else 3)
     grid_rows = math.ceil(len(images) / columns)
 
@@ -178,7 +178,8 @@ def plot_pictures(
         for ax in grid[len(images) :]:
             ax.set_visible(False)
         for index, ax in enumerate(grid[: len(images)]):
-            ax.imshow(np.clip(images[index], 0, 255).astype(np.uint8), interpolation="nearest")
+            picture = np.clip(images[index], 0, 255).astype(np.uint8).repeat(3 // images.shape[-1], axis=-1)
+            ax.imshow(picture, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
             wrong = predicted is not None and predicted[index] != truth[index]
             caption = name_of(truth[index])
@@ -194,8 +195,7 @@ def plot_pictures(
             ax.set_title(caption, fontsize=7.5 if small else 9, loc="left", pad=4, **text)
             ax.spines[:].set(visible=True, **frame)
         if title:
-            title = style.wrapped(title, figure.get_figwidth())
-            figure.suptitle(title, fontsize=11, fontweight="bold", x=0.02, ha="left")
+            figure.suptitle(style.wrapped(title, figure.get_figwidth()), size=11, weight="bold", x=0.02, ha="left")
     return grid[: len(images)]
 
 
@@ -255,7 +255,7 @@ def plot_reliability(
     probabilities: np.ndarray,
     truth: np.ndarray,
     *,
-    num_bins: int = 10,
+    num_bins: int = 15,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -267,7 +267,7 @@ def plot_reliability(
     Args:
         probabilities: (n, k).
         truth: Class indices (n,).
-        num_bins: Bins of equal width over the confidence.
+        num_bins: Bins of equal width over the confidence, of the dots and of the calibration error.
         title: The finding, in a sentence.
         ax: Where to draw; a new figure by default.
 
@@ -282,7 +282,7 @@ def plot_reliability(
     counts, sure = counts[used], confidence[used] / counts[used]
     shares = [wilson_interval(r, c) for r, c in zip(right[used], counts, strict=True)]
     value, low, high = np.array([(s.value, s.low, s.high) for s in shares]).T
-    error = calibration_error(probabilities, truth)
+    error = calibration_error(probabilities, truth, num_bins=num_bins)
     with style.house():
         ax = style.axes_of(ax, (4.8, 4.8))
         ax.plot([0, 1], [0, 1], color=style.GREY, linewidth=0.8, label="calibrated")
