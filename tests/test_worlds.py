@@ -13,8 +13,10 @@ def test_the_embedded_world_is_of_systems_that_its_weights_have_not_seen():
     assert labels.tolist() == [0, 0, 1, 1]
 
 
-def test_photographs_are_the_first_of_each_class_of_a_folder(insects, monkeypatch):
-    monkeypatch.setenv("TLKERAS_DATA", str(insects))
+@pytest.mark.parametrize("home", [False, True])
+def test_photographs_are_the_first_of_each_class_of_a_folder(insects, monkeypatch, home):
+    monkeypatch.setenv("HOME", str(insects.parent))
+    monkeypatch.setenv("TLKERAS_DATA", f"~/{insects.name}" if home else str(insects))
     images, labels = load_near("imagenet", num_classes=2, per_class=5, image_size=32)
     assert images.shape == (10, 32, 32, 3)
     assert labels.tolist() == [0] * 5 + [1] * 5

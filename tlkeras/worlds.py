@@ -44,7 +44,7 @@ def load_near(
     if world not in WORLDS:
         raise ValueError(f"world={world!r} is neither of {WORLDS}.")
     source = os.environ.get("TLKERAS_DATA", "tf_flowers")
-    data = (load_folder if Path(source).is_dir() else load_tfds)(source, image_size=image_size)
+    data = (load_folder if Path(source).expanduser().is_dir() else load_tfds)(source, image_size=image_size)
     labels = data.labels["train"]
     rows = np.concatenate([np.flatnonzero(labels == k)[:per_class] for k in range(min(num_classes, data.num_classes))])
     return data.pixels.read(data.index["train"][rows]), labels[rows]
