@@ -12,7 +12,7 @@ EXERCISES = {
             IN_PER_CENT,
             (
                 lambda a: a.max() < 60,
-                "hardly any harm. Divided *before* `extract`, the classifiers those of exhibit 1?",
+                "hardly any harm. Divided before `backbone.model.predict`, the classifiers those of exhibit 1?",
             ),
             (lambda a: a.max() < 30, "too good for this bug. Was a classifier trained on the divided pictures?"),
         ),
