@@ -79,6 +79,12 @@ def test_train_beside_a_folder_of_the_same_classes_is_no_class(folder, tmp_path,
     assert [item.path for item in scan.set_aside] == ([] if split else ["holdout/"])
 
 
+def test_classes_of_the_same_folders_may_be_called_train_too(folder, tmp_path):
+    for name in ("bus", "car", "train"):
+        shutil.copytree(folder, tmp_path / "vehicles" / name)
+    assert scan_folder(tmp_path / "vehicles", image_size=8).class_names == ("bus", "car", "train")
+
+
 def test_a_class_that_only_validation_knows_is_set_aside(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "given" / "train")
     shutil.copytree(folder, tmp_path / "given" / "val")

@@ -47,7 +47,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
         what = "is not a run" if not (out / "metrics.json").exists() else "is a finished run: --overwrite replaces it"
         raise ValueError(f"{out} exists and {what}. Choose another --out.")
     if out.resolve().is_relative_to(Path(arguments["folder"]).resolve()):
-        raise ValueError(f"{out} lies among the pictures, where its figures would be a class: choose another --out.")
+        raise ValueError(f"{out} lies among the pictures, where its figures would be read: choose another --out.")
     partial = _unfinished(out, arguments)
     data, backbone = _load(arguments)
     _begin_or_resume(partial, arguments, data)

@@ -191,12 +191,11 @@ class _Walk:
         train = next((name for name, split in names.items() if split == "train"), None)
         if train is None and splits and len(splits) == len(top):
             raise ValueError(f"{str(self.root)!r} holds {_some(top)} but no train/; {LAYOUT}.")
-        # A class may be called "train" (beside "bus" and "car"): a split holds folders, beside splits or nothing, or
-        # beside a folder of the same classes.
-        inside = {name: self._peek(folder) for name, folder in top.items()} if train else {None: set()}
-        same = len(inside[train]) > 1 and [*inside.values()].count(inside[train]) > 1
-        divided = inside[train] and (len(splits) > 1 or len(top) == 1 or same)
-        if not divided:
+        # A class may be "train" (beside "bus"): a split holds folders, beside splits, nothing, or a twin of itself.
+        inside = set() if train is None else self._peek(top[train])
+        beside = [folder for name, folder in top.items() if name != train]
+        twin = len(beside) == 1 and len(inside) > 1 and self._peek(beside[0]) == inside
+        if not inside or not (len(splits) > 1 or not beside or twin):
             yield from self._classes(top, None)
             return
         for name, folder in top.items():
@@ -235,7 +234,9 @@ class _Walk:
         return {entry.name: entry for entry in entries if os.path.isdir(entry)}
 
     def _peek(self, folder: Path) -> set[str]:
-        return {entry.name for entry in folder.iterdir() if os.path.isdir(entry) and not _is_furniture(entry.name)}
+        with contextlib.suppress(OSError):
+            return {entry.name for entry in folder.iterdir() if os.path.isdir(entry) and not _is_furniture(entry.name)}
+        return set()
 
     def _entries(self, folder: Path) -> list[Path]:
         entries = sorted(folder.iterdir(), key=lambda entry: _order(entry.name))
