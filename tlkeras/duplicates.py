@@ -31,7 +31,8 @@ def appearance(image: Any) -> tuple[int, bytes]:
 
 def near_duplicates(hashes: Sequence[int], thumbnails: Sequence[bytes]) -> np.ndarray:
     """Get a code for each picture, the same for all that look alike (directly or by way of a third)."""
-    codes = encode([f"{value} {thumbnail.hex()}" for value, thumbnail in zip(hashes, thumbnails, strict=True)])
+    looks: dict[tuple[int, bytes], int] = {}
+    codes = np.array([looks.setdefault(look, len(looks)) for look in zip(hashes, thumbnails, strict=True)])
     hashes = np.array(hashes, np.uint64)
     thumbnails = np.stack([np.frombuffer(thumbnail, np.uint8) for thumbnail in thumbnails]).astype(np.int16)
     # Of HASH_BITS + 1 bands of the hash one is equal in both when at most HASH_BITS bits differ: compare only within.

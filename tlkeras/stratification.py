@@ -51,9 +51,11 @@ def deal(
         return sides
     free = np.array([side == "train" for side in sides])
     order = ["train", *shares]
-    for attempt in range(ATTEMPTS):
-        dealt = _deal_once(codes[free], pieces[free], np.asarray(names)[free], shares, f"{seed}.{attempt}")
-        _repair(codes[free], pieces[free], dealt, len(order))
+    for attempt in range(2 * ATTEMPTS):
+        salt = f"{seed}.{attempt % ATTEMPTS}"
+        dealt = _deal_once(codes[free], pieces[free], np.asarray(names)[free], shares, salt)
+        if attempt >= ATTEMPTS:
+            _repair(codes[free], pieces[free], dealt, len(order))
         held = np.zeros((len(order), len(classes)), int)
         np.add.at(held, (dealt, codes[free]), 1)
         short = (held == 0).any(axis=0) & (np.bincount(codes[free], minlength=len(classes)) > 0)
