@@ -15,7 +15,7 @@ from test_features import Pictures
 from tlkeras.backbones import load_backbone
 from tlkeras.cache import cache_root
 from tlkeras.conversion import without_telemetry
-from tlkeras.engines import KerasEngine, OpenVINOEngine, load_engine, network_key
+from tlkeras.engines import KerasEngine, OpenVINOEngine, compute_precision, load_engine, network_key
 from tlkeras.features import extract_features, feature_model
 from tlkeras.heads import build_classifier
 from tlkeras.pipelines import make_batches
@@ -210,7 +210,17 @@ def test_a_layer_whose_code_may_change_has_no_key_and_its_features_are_new_each_
     assert after.computed == 60
 
 
-@pytest.mark.parametrize("activation", [lambda x: x, "relu"])
+def test_a_layer_of_a_notebook_has_no_key(monkeypatch):
+    monkeypatch.setattr(Pool, "__module__", "__main__")
+    image = keras.Input((4, 4, 2))
+    assert network_key(keras.Model(image, Pool()(image))) is None
+
+
+def relu(x):
+    return x * x
+
+
+@pytest.mark.parametrize("activation", [lambda x: x, relu, "relu"])
 def test_functions_of_the_user_are_code_that_may_change(activation):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, activation=activation)])
     assert (network_key(model) is None) == callable(activation)
@@ -229,3 +239,13 @@ def test_threads_in_openvino_leave_the_environment_as_it_was(monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(ask, range(2)))
     assert os.environ["CI"] == "of the user"
+
+
+def test_the_precision_is_that_of_the_layers_whatever_the_models_own_policy_says():
+    model = load_backbone(weights=None, alpha=0.35, image_size=32).model
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        assert compute_precision(keras.Model(model.inputs, model.outputs)) == "float32"
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -97,7 +97,7 @@ class FreezeAudit:
         Raises:
             ValueError: If the model is not built: weights that it does not have yet cannot be copied.
         """
-        if not model.built:
+        if not model.built and not all(layer.built for layer in model._flatten_layers(include_self=False)):
             raise ValueError(f"{model.name} is not built: call it on a batch, or give it an Input, before the audit.")
         self.model = model
         self._before = [(v, np.array(v)) for v in model.weights]

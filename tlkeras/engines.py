@@ -198,8 +198,9 @@ def network_key(network: keras.Model) -> str | None:
         graph = network.to_json()
     except Exception:  # a layer that cannot be written down, for whatever reason
         return None
-    if not _is_known(json.loads(graph)):
-        return None
+    activations = [getattr(layer, "activation", None) for layer in network._flatten_layers()]
+    if not _is_known(json.loads(graph)) or any(f is not None and not _is_ours(f.__module__) for f in activations):
+        return None  # of a function called `relu` Keras writes the name alone
     # What may train does not change what comes out, and a seed only what training sees.
     graph = re.sub(r'"(trainable|seed)": [^,}]*', "", graph)
     digest = hashlib.blake2b(graph.encode(), digest_size=16)
@@ -211,10 +212,15 @@ def network_key(network: keras.Model) -> str | None:
 def _is_known(part: object) -> bool:
     """Whether no part of a configuration is code of others: a function, a class of another package, a Lambda."""
     if isinstance(part, dict):
-        kind, module = part.get("class_name"), part.get("module")
-        foreign = isinstance(module, str) and module.split(".")[0] not in ("keras", "keras_hub", "tlkeras", "builtins")
-        return not foreign and kind not in ("function", "Lambda", "__lambda__") and all(map(_is_known, part.values()))
+        known = "module" not in part or _is_ours(part["module"])
+        coded = part.get("class_name") in ("function", "Lambda", "__lambda__")
+        return known and not coded and all(map(_is_known, part.values()))
     return all(map(_is_known, part)) if isinstance(part, list) else True
+
+
+def _is_ours(module: str | None) -> bool:
+    """Whether code of this module stays as it is; None is what Keras writes of a notebook's and a script's own."""
+    return module is not None and module.split(".")[0] in ("keras", "keras_hub", "tlkeras", "builtins")
 
 
 def _suits_openvino(network: keras.Model) -> bool:
@@ -229,7 +235,8 @@ def _has_openvino() -> bool:
 
 def compute_precision(network: keras.Model) -> str:
     """Get the lowest precision that a layer with weights computes in, whatever the model's own policy says."""
-    kinds = {layer.compute_dtype for layer in network._flatten_layers() if layer.weights}
+    layers = network._flatten_layers(include_self=False)
+    kinds = {layer.compute_dtype for layer in layers if layer.weights and not isinstance(layer, keras.Model)}
     return next((kind for kind in ("float16", "bfloat16") if kind in kinds), "float32")
 
 
