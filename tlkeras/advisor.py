@@ -223,9 +223,8 @@ def _measure(data: Data, backbone: Backbone, seconds: float, seed: int) -> tuple
     rate = (time.perf_counter() - started) / len(trial.labels["train"])
     labels = data.labels["train"][order]
     some = [order[labels == label][:FEWEST] for label in range(data.num_classes)]
-    sample = data.subset(
-        np.unique(np.concatenate([order[: max(int(min(seconds / rate, len(order))), 16 * data.num_classes)], *some]))
-    )
+    number = max(int(min(seconds / rate, len(order))), 16 * data.num_classes)
+    sample = data.subset(np.unique(np.concatenate([order[:number], *some])))
     return extract_features(backbone, sample.pictures("train"), stages="all"), sample.pieces["train"], rate
 
 

@@ -167,7 +167,12 @@ def refuse_foreign(
 
 def sha256(path: Path) -> str:
     """Get the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
+    return checksum(path, "sha256")
+
+
+def checksum(path: Path, kind: str) -> str:
+    """Get the checksum of a file, in hexadecimal, of a kind that hashlib knows."""
+    digest = hashlib.new(kind, usedforsecurity=False)
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):  # weights may be a gigabyte
             digest.update(block)

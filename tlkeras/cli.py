@@ -208,15 +208,14 @@ def cache(
     """Show what is kept on disk to save time: features by network, and compiled engines."""
     _talk()
     from tlkeras.cache import cache_root, clear_engines, list_engines
-    from tlkeras.store import FeatureStore, delete_store
+    from tlkeras.store import FeatureStore, delete_store, list_store
 
     folder = cache_root()
     if folder is None:
         print("The cache is switched off by TLKERAS_CACHE=off.")
         return
-    files = [*list_engines(), *folder.glob("features.*")]
-    size = sum(file.stat().st_size for file in files)
     if clear:  # before anything is opened, for which a full disk has no room
+        size = sum(file.stat().st_size for file in [*list_engines(), *list_store(folder)])
         delete_store(folder)
         clear_engines()
         print(f"{size / 1e6:.1f} MB in {folder}: deleted")

@@ -145,11 +145,15 @@ def open_store(key: str | None) -> FeatureStore | None:
         return None
 
 
+def list_store(folder: Path) -> list[Path]:
+    """Get the files of the store in this folder, and of one that was set aside as damaged, without opening it."""
+    return sorted(Path(folder).glob("features.*"))
+
+
 def delete_store(folder: Path) -> None:
-    """Delete the store in this folder, and one that was set aside as damaged, without opening it."""
-    path = Path(folder) / "features.sqlite"
-    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm", path.with_suffix(".damaged").name):
-        path.with_name(name).unlink(missing_ok=True)
+    """Delete them."""
+    for file in list_store(folder):
+        file.unlink(missing_ok=True)
 
 
 def picture_key(image: np.ndarray) -> bytes:

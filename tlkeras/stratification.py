@@ -111,12 +111,9 @@ def _repair(codes: np.ndarray, pieces: np.ndarray, dealt: np.ndarray, num_sides:
     side[place] = dealt
     count = np.stack([(holds[side == k] > 0).sum(axis=0) for k in range(num_sides)])  # (side, class) pieces
     for lacking, code in np.argwhere(count == 0):
-        spare = [
-            piece
-            for piece in np.flatnonzero(holds[:, code])
-            if (count[side[piece], holds[piece] > 0] > 1).all() and count[lacking, code] == 0
-        ]
-        if spare:
+        mine = np.flatnonzero(holds[:, code])
+        spare = [piece for piece in mine if (count[side[piece], holds[piece] > 0] > 1).all()]
+        if spare and not count[lacking, code]:  # a piece of another class may have brought it
             piece = min(spare, key=lambda piece: holds[piece].sum())
             count[side[piece], holds[piece] > 0] -= 1
             side[piece] = lacking

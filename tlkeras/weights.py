@@ -6,7 +6,6 @@ Never random weights in silence: what is not to be had is an error that says wha
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import logging
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from tlkeras.card import checksum
 from tlkeras.catalogue import Entry, find_entry
 
 logger = logging.getLogger("tlkeras")
@@ -153,11 +153,7 @@ def _is_published(path: Path, known: str | None) -> bool:
 @lru_cache(maxsize=64)
 def _checksum(path: Path, length: int, size: int, changed: int) -> str:
     """Checksum of a file; read once as long as size and time of change stay, as 100 MB take about 0.15 s."""
-    digest = hashlib.sha256() if length == 64 else hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as content:
-        while piece := content.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()
+    return checksum(path, "sha256" if length == 64 else "md5")
 
 
 def _unreachable(url: str) -> str | None:
