@@ -144,7 +144,7 @@ class Batches:
 
 
 class FusedNormalization(keras.layers.BatchNormalization):
-    """Keras's batch norm by TensorFlow's fused kernel, with which training takes about half of the time on CPUs."""
+    """Keras's batch norm by TensorFlow's fused kernel, which takes less time on CPUs than Keras's parts."""
 
     def call(self, x: tf.Tensor, training: bool | None = None, mask: None = None) -> tf.Tensor:
         """Normalise with the batch's statistics in training, with the moving ones otherwise."""
