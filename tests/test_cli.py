@@ -317,7 +317,8 @@ def test_predictions_of_a_regression_are_printed(run_here, monkeypatch):
     assert shown.returncode == 0 and "age" in shown.stdout and "41.25" in shown.stdout
 
 
-def test_probe_names_the_stages_with_intervals_and_stores_what_it_computed(photos, tmp_path, run_here):
+def test_probe_names_the_stages_with_intervals_and_stores_what_it_computed(photos, tmp_path, run_here, monkeypatch):
+    monkeypatch.setattr("tlkeras.engines._LOADED", {})  # an engine of an earlier test would not be kept anew
     options = ("--weights", "embedded", "--image-size", 64)
     first = run_here("probe", photos, *options, "--json", TLKERAS_CACHE=str(tmp_path))
     assert first.returncode == 0, first.stderr
