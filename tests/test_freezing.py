@@ -4,7 +4,7 @@ import pytest
 from conftest import make_tiny_backbone
 
 from tlkeras.audit import AuditReport, FreezeAudit, FreezeError
-from tlkeras.backbones import load_backbone
+from tlkeras.backbones import Backbone, load_backbone
 from tlkeras.freezing import (
     freeze,
     freeze_batch_norm,
@@ -307,3 +307,25 @@ def test_settling_drops_nothing_and_puts_the_rates_back():
     settle_batch_norm(network, images)
     assert not moved(first, weights_of(network, "moving_variance"))
     assert rates == [layer.rate for layer in network.layers if isinstance(layer, keras.layers.Dropout)] and max(rates)
+
+
+def test_a_layer_of_layers_that_keras_loaded_is_as_frozen_as_before_and_opens_as_a_whole():
+    """ConvNeXt's stem and downsampling are such; Keras loads what is in them frozen and themselves open."""
+    inside = [
+        keras.layers.Conv2D(8, 3, strides=2, name="inner_conv"),
+        keras.layers.LayerNormalization(name="inner_norm"),
+    ]
+    image = keras.Input((32, 32, 3), name="image")
+    x = keras.layers.Identity(name="augmentation")(image)
+    x = keras.Sequential(inside, name="stem")(x)
+    x = keras.layers.Conv2D(8, 3, strides=2, name="end")(x)
+    backbone = Backbone("Nested", keras.Model(image, x), "random", 32, ("stem", "end"), 8)
+    fresh, loaded = (build_classifier(backbone, 3) for _ in range(2))
+    stem = loaded.get_layer("stem")
+    stem._trainable = True  # what Keras's Sequential.from_config leaves
+    assert not any(layer.trainable for layer in stem.layers) and trainable_layers(loaded) == ()
+    for model in (fresh, loaded):
+        assert unfreeze_top(model, 2) == ("stem", "end") == trainable_layers(model)
+    assert len(loaded.trainable_weights) == len(fresh.trainable_weights) == 8
+    freeze(loaded)
+    assert trainable_layers(loaded) == () and len(loaded.trainable_weights) == 2

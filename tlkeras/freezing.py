@@ -153,15 +153,18 @@ def set_trainable_layers(model: keras.Model, names: Iterable[str]) -> None:
     if unknown := names - set(transfer.backbone_layers):
         raise ValueError(f"{transfer.backbone} has no layers named {', '.join(sorted(unknown))}.")
     for layer in map(model.get_layer, transfer.backbone_layers):
-        if layer.trainable != (layer.name in names):
-            layer.trainable = layer.name in names
-            model.compiled = False  # so that a bare `fit` refuses instead of training the old set
+        # A layer of layers, such as ConvNeXt's stem, that Keras has loaded says that it trains, and its parts do not.
+        for part in layer._flatten_layers():
+            if part.trainable != (layer.name in names):
+                part.trainable = layer.name in names
+                model.compiled = False  # so that a bare `fit` refuses instead of training the old set
 
 
 def trainable_layers(model: keras.Model) -> tuple[str, ...]:
     """Names of the backbone's layers that would train now, in the order of the graph."""
     layers = [model.get_layer(name) for name in transfer_of(model).backbone_layers]
-    return tuple(layer.name for layer in layers if layer.trainable and layer.weights)
+    opened = [layer for layer in layers if layer.trainable and layer.weights]
+    return tuple(layer.name for layer in opened if is_batch_norm(layer) or layer.trainable_weights)
 
 
 def stage_depths(transfer: Transfer) -> dict[str, int]:
