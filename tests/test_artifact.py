@@ -386,3 +386,46 @@ def test_numbers_of_any_size_prove_themselves_and_are_exported(tmp_path, scale):
     swap_model(folder, _without_augmentation(model))
     with pytest.raises(ArtifactError, match="of the largest answer"):
         load_artifact(folder)
+
+
+def test_a_nearly_black_picture_among_examples_is_no_divided_one(tmp_path):
+    shown = pictures().astype("float32")
+    shown[[0, 3]] = 0
+    shown[[0, 3], 0, 0, 0] = 1
+    folder = save(tmp_path / "model", examples=shown)
+    with np.load(folder / "golden.npz") as golden:
+        assert golden["pictures"].max(axis=(1, 2, 3)).min() == 1
+    assert load_artifact(folder).predict(list(shown)).probabilities.shape == (12, 2)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Unwritable(keras.layers.Layer):
+    """A layer that Keras cannot write down."""
+
+    def __init__(self, strength):
+        super().__init__()
+        self.strength = strength
+
+    def call(self, images):
+        return images
+
+
+@pytest.mark.parametrize("layer", [keras.layers.Lambda(lambda x: x), Unwritable(2)], ids=["lambda", "unwritable"])
+def test_an_augmentation_that_is_not_saved_does_not_keep_a_model_from_being_saved(layer, tmp_path):
+    model = build_classifier(make_tiny_backbone(SIZE), 2, augmentation=keras.Sequential([layer]))
+    assert load_artifact(save(tmp_path / "model", model)).predict(pictures()).probabilities.shape == (12, 2)
+
+
+@pytest.mark.parametrize("name", ["TFSMLayer", "layers.TFSMLayer", "keras.layers.TorchModuleWrapper"])
+def test_layers_that_bring_code_of_their_own_are_refused_by_whatever_name(name, tmp_path):
+    folder = save(tmp_path / "model")
+    with zipfile.ZipFile(folder / "model.keras") as archive:
+        parts = {part: archive.read(part) for part in archive.namelist()}
+    config = json.loads(parts["config.json"])
+    config["config"]["layers"][1] |= {"module": "keras", "class_name": name}
+    with zipfile.ZipFile(folder / "model.keras", "w") as archive:
+        for part, content in (parts | {"config.json": json.dumps(config).encode()}).items():
+            archive.writestr(part, content)
+    sign(folder)
+    with pytest.raises(ArtifactError, match=f"holds a {name.split('.')[-1]} layer"):
+        load_artifact(folder)

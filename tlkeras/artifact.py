@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from tlkeras.pipelines import check_range
 from tlkeras.predictions import Predictions, answer_gaps, to_answers, to_probabilities
 
 NUM_GOLDEN = 8
+CODE = {"Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper"}  # what Keras would run or unpickle
 BATCH_SIZE = 32
 
 
@@ -75,7 +76,7 @@ class Artifact:
         logits = []
         for start in range(0, len(pictures), BATCH_SIZE):
             batch = [self._pixels(picture) for picture in pictures[start : start + BATCH_SIZE]]
-            logits.append(_logits(self.model, np.stack(batch)))
+            logits.append(_logits(self.model, _checked(batch, (self.image_size, self.image_size, 3))))
         files = [p for p in pictures if isinstance(p, str | os.PathLike)]
         return Predictions(
             truth=None,
@@ -88,7 +89,7 @@ class Artifact:
     def _pixels(self, picture: Any) -> np.ndarray:
         if isinstance(picture, str | bytes | os.PathLike):
             return decode_picture(picture, self.image_size)
-        return _checked(picture, (self.image_size, self.image_size, 3))
+        return np.asarray(picture)
 
 
 def save_artifact(
@@ -134,7 +135,7 @@ def save_artifact(
     if examples.ndim != 4 or not len(examples):
         raise ValueError(f"examples must be pictures (n, height, width, 3), got an array of shape {examples.shape}.")
     chosen = np.unique(np.linspace(0, len(examples) - 1, NUM_GOLDEN).round().astype(int))
-    pictures = np.stack([_checked(picture, shape) for picture in examples[chosen]])
+    pictures = _checked(examples[chosen], shape)
     answers = to_answers(_logits(model, pictures), transfer.task)
     if len(class_names) != (count := _count_classes(answers)):
         raise ValueError(f"{len(class_names)} class names for a model of {count} outputs.")
@@ -204,9 +205,10 @@ def _load_model(path: Path, saved_with: dict[str, Any]) -> keras.Model:
 
 
 def _refuse_code(config: Any, where: str) -> None:
-    if {"Lambda", "__lambda__"} & set(_class_names(config)):
+    if found := CODE & {name.split(".")[-1] for name in _class_names(config)}:
+        kind = min(found).replace("__lambda__", "Lambda")
         raise ArtifactError(
-            f"{where} holds a Lambda layer: Python code that loading would run. Write it as a layer class and register "
+            f"{where} holds a {kind} layer: code that loading would run. Write it as a layer class and register "
             "that with keras.saving.register_keras_serializable."
         )
 
@@ -248,12 +250,13 @@ def _count_classes(answers: np.ndarray) -> int:
 
 def _without_augmentation(model: keras.Model) -> keras.Model:
     """Get a copy that exporters and a Keras without this package can take; dtypes and dropout stay as they are."""
-    _refuse_code(json.loads(model.to_json()), f"The model {model.name!r}")
 
     def clone(layer: keras.Layer) -> keras.Layer:
         if layer.name == AUGMENTATION:
             return keras.layers.Identity(name=AUGMENTATION, dtype="float32")
-        return type(layer).from_config(layer.get_config())
+        config = layer.get_config()
+        _refuse_code({"class_name": type(layer).__name__, "config": config}, f"The model {model.name!r}")
+        return type(layer).from_config(config)
 
     copy = keras.models.clone_model(model, clone_function=clone)
     copy = keras.Model(copy.inputs[0], copy.outputs[0], name=model.name)  # clone_model wraps the input in a list
@@ -263,14 +266,15 @@ def _without_augmentation(model: keras.Model) -> keras.Model:
     return copy
 
 
-def _checked(picture: Any, shape: tuple[int, ...]) -> np.ndarray:
-    picture = np.asarray(picture)
-    if picture.shape != shape:
-        raise ValueError(f"A picture must have the shape {shape}, got {picture.shape}. A path is resized for you.")
-    if picture.dtype == np.uint8:
-        return picture
-    check_range(picture)
-    return np.rint(picture).clip(0, 255).astype(np.uint8)
+def _checked(pictures: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Pictures as uint8. The range of all that are not yet is looked at together: a single one may be nearly black."""
+    pictures = list(pictures)
+    for picture in pictures:
+        if picture.shape != shape:
+            raise ValueError(f"A picture must have the shape {shape}, got {picture.shape}. A path is resized for you.")
+    if others := [picture for picture in pictures if picture.dtype != np.uint8]:
+        check_range(np.stack(others))
+    return np.stack([p if p.dtype == np.uint8 else np.rint(p).clip(0, 255).astype(np.uint8) for p in pictures])
 
 
 def _logits(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
