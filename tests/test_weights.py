@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import http.server
 import logging
 import shutil
 import socket
+import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -105,15 +108,16 @@ def publish(monkeypatch, offline: Path, content: bytes, served: bytes | None) ->
 
 
 @pytest.mark.parametrize("before", [None, b"half a file"])
-def test_a_download_with_another_checksum_is_deleted_and_never_taken(before, offline, monkeypatch, caplog):
+def test_a_download_with_another_checksum_is_never_taken_nor_left_behind(before, offline, monkeypatch, caplog):
     file = publish(monkeypatch, offline, b"weights", served=b"<html>a proxy</html>")
     if before:
         file.write_bytes(before)
     with pytest.raises(WeightsNotFoundError) as raised:
         load_backbone("ResNet50", image_size=32)
-    for part in (str(file), CATALOGUE["ResNet50"].width(1.0).url, "hash does not match", "The file was deleted."):
+    for part in (str(file), CATALOGUE["ResNet50"].width(1.0).url, "hash does not match"):
         assert part in str(raised.value)
-    assert not file.exists() and "another image size" not in caplog.text and "is damaged" not in str(raised.value)
+    assert "another image size" not in caplog.text and ("is damaged" in str(raised.value)) == bool(before)
+    assert [(path.name, path.read_bytes()) for path in offline.iterdir()] == ([(file.name, before)] if before else [])
 
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(offline, monkeypatch):
@@ -299,3 +303,47 @@ def test_damage_that_only_reading_meets_is_told_as_clearly(net, tmp_path):
 def test_no_such_file_names_the_choices():
     with pytest.raises(WeightsNotFoundError, match='"imagenet", "embedded", "auto"'):
         load_backbone(weights="imagnet", image_size=32)
+
+
+class Slow(http.server.BaseHTTPRequestHandler):
+    """Sends ten parts, a moment apart."""
+
+    content = bytes(range(250)) * 40
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        for start in range(0, len(self.content) if self.command == "GET" else 0, 1000):
+            self.wfile.write(self.content[start : start + 1000])
+            time.sleep(0.05)
+
+    do_HEAD = do_GET
+
+
+@pytest.mark.parametrize("known", [None, hashlib.md5(Slow.content).hexdigest()], ids=["no checksum", "checksum"])
+def test_two_that_download_at_a_time_both_get_the_whole_file(known, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        width = CATALOGUE["ResNet50"].width(1.0)
+        address = f"http://127.0.0.1:{server.server_port}/{width.file}"
+        monkeypatch.setitem(CATALOGUE["ResNet50"].widths, 1.0, dataclasses.replace(width, hash=known, url=address))
+        with ThreadPoolExecutor(2) as pool:
+            both = []
+            for _ in range(2):
+                both.append(pool.submit(find_weights, CATALOGUE["ResNet50"], "imagenet", None, 224))
+                time.sleep(0.3)
+            for got in both:
+                assert got.result()[0] == tmp_path / "models" / width.file
+                assert got.result()[0].read_bytes() == Slow.content
+        server.shutdown()
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [width.file]
+
+
+def test_auto_takes_the_embedded_weights_at_their_own_size(offline):
+    assert load_backbone("EfficientNetB7", weights="auto").image_size == 224

@@ -153,10 +153,10 @@ def load_backbone(
     if alpha is not None and not entry.alphas:
         with_width = ", ".join(other for other, row in CATALOGUE.items() if row.alphas)
         raise ValueError(f"{name} has no width to choose: leave alpha out, or take one of {with_width}.")
-    size = image_size or entry.image_size
     if weights == "auto":
-        weights, name, alpha = choose_weights(entry, alpha, size)
+        weights, name, alpha = choose_weights(entry, alpha, image_size or entry.image_size)
         entry = CATALOGUE[name]
+    size = image_size or entry.image_size
     file, label = None, os.fspath(weights) if card else "random"
     if not card and weights is not None:
         file, alpha, label = find_weights(entry, weights, alpha, size)

@@ -13,6 +13,7 @@ import re
 import socket
 import threading
 import urllib.request
+import uuid
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ logger = logging.getLogger("tlkeras")
 EMBEDDED_NAME, EMBEDDED_ALPHA = "MobileNetV2", 0.35
 EMBEDDED_FILE = Path(__file__).parent / "embedded.npz"
 _PROBE_SECONDS = 5  # a name server that never answers ignores socket timeouts, so the probe has its own clock
+_SPARE = Path("/tmp/.keras/models")  # where `get_file` goes if the cache cannot be written
 _STALL_SECONDS = 30  # a download that says nothing for so long has failed
 
 
@@ -113,20 +115,15 @@ def _imagenet(entry: Entry, alpha: float, image_size: int) -> Path:
     file, url = _file_at(entry, alpha, image_size)
     path, width = cache_folder() / file, entry.width(alpha)
     known = width.hash if file == width.file else None  # it is that of the file for the native image size
-    if path.is_file() and _is_published(path, known):
-        return path
+    for place in (path, _SPARE / file):
+        if place.is_file() and _is_published(place, known):
+            return place
     reason = _unreachable(url)
     if reason is None:
         try:
-            with _patience(_STALL_SECONDS):
-                places = {"cache_dir": str(path.parents[1]), "cache_subdir": "models"}
-                return Path(keras.utils.get_file(file, url, file_hash=known, **places))
+            return _download(url, path, known)
         except Exception as error:  # get_file raises bare Exception
             reason = str(error)
-        if path.is_file() and not _is_published(path, known):  # get_file refuses it, yet leaves it to be found again
-            with contextlib.suppress(OSError):
-                path.unlink()
-                reason += " The file was deleted."
     other = weights_in_reach(entry.name, alpha)
     if other and other != path:
         logger.warning("weights: %s is out of reach; taking %s, trained at another image size", file, other.name)
@@ -140,6 +137,23 @@ def _imagenet(entry: Entry, alpha: float, image_size: int) -> Path:
         f"  next:       {'delete that one and ' if damaged else ''}put the file there, or take weights=PATH of a file, "
         f'or weights="embedded" ({EMBEDDED_NAME} at alpha {EMBEDDED_ALPHA}, carried by this package).'
     )
+
+
+def _download(url: str, path: Path, known: str | None) -> Path:
+    """Get a file under its name once it is whole: another process that asks for it must not find half of it."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    draft = f"{path.name}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        with _patience(_STALL_SECONDS):
+            places = {"cache_dir": str(path.parents[1]), "cache_subdir": "models"}
+            got = Path(keras.utils.get_file(draft, url, file_hash=known, **places))
+        os.replace(got, got.with_name(path.name))
+        return got.with_name(path.name)
+    finally:
+        for folder in (path.parent, _SPARE):
+            with contextlib.suppress(OSError):
+                (folder / draft).unlink(missing_ok=True)
 
 
 def _is_published(path: Path, known: str | None) -> bool:
