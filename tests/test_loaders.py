@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +158,7 @@ def test_classes_in_a_column_or_as_bytes_and_names_of_any_kind_are_understood(ca
         (pixels(4), np.array(["a", None, "b", "a"], object), None, "Label 1 is None"),
         (pixels(4), [[0], [0, 1], [1], [1]], None, "labels must all have one shape"),
         (pixels(4), [[0.0], [1.0], [0.0], [1.0]], ["a", "b"], r"Classes are whole numbers of shape \(n,\)"),
+        (pixels(4), np.array(["1", 1, "1", 1], object), None, "texts or numbers, and here are both: '1' and 1"),
         (pixels(4), ["a", "a", "a", "b"], None, "'b' cannot be on every side"),
     ],
 )
@@ -174,3 +177,24 @@ def test_hymenoptera_loads_as_it_was_published():
     data = load_folder(SHARED / "data/hymenoptera", image_size=64)
     assert sum(data.counts["train"].values()) == 244 and sum(data.counts["validation"].values()) == 153
     assert data.class_names == ("ants", "bees") and data.test is None
+
+
+def test_a_class_that_a_manifest_does_not_list_moves_no_label(insects, tmp_path):
+    root = tmp_path / "set"
+    shutil.copytree(insects, root)
+    before = load(root)
+    write_manifest(before, tmp_path / "split.csv")
+    for number in range(3):
+        save_picture(root / "aphids" / f"{number}.png", 900 + number)
+    data = load(root, split=read_manifest(tmp_path / "split.csv"))
+    assert data.class_names == before.class_names == ("ants", "bees", "wasps")
+    assert all(np.array_equal(data.labels[side], before.labels[side]) for side in before.labels)
+    assert len(data.set_aside) == 3 and data.counts == before.counts
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names themselves")
+def test_a_class_whose_name_is_no_text_is_refused_before_anything_is_trained(insects, tmp_path):
+    shutil.copytree(insects, tmp_path / "set")
+    os.rename(tmp_path / "set" / "bees", os.fsencode(tmp_path / "set") + b"/k\xe4fer")
+    with pytest.raises(ValueError, match=r"class folder 'k\\udce4fer' has a name that is no UTF-8.*rename it"):
+        load(tmp_path / "set")

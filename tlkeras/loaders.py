@@ -61,16 +61,22 @@ def load_folder(
     if not isinstance(split, Split | Manifest):
         raise ValueError(f"split is a Split(…) or what read_manifest(…) returned, not {split!r}.")
     scan = scan_folder(path, image_size=image_size, looks=isinstance(split, Manifest) or split.near_duplicates)
+    if odd := [name for name in scan.class_names if name != name.encode("utf-8", "ignore").decode()]:
+        raise ValueError(
+            f"The class folder {odd[0]!r} has a name that is no UTF-8, which no figure can show: rename it."
+        )
     sides, duplicates, pieces = split_files(scan.pictures, split, seed=seed)
     if missing := [name for name in ("train", "validation") if name not in sides]:
         raise ValueError(f"No picture is in {' and '.join(missing)}: the manifest or the folders leave it empty.")
     paths, notes = [picture.path for picture in scan.pictures], list(scan.notes)
     unlisted = [SetAside(path, "not in the manifest") for path, side in zip(paths, sides, strict=True) if not side]
-    position = {name: label for label, name in enumerate(scan.class_names)}
-    labels = np.array([position[picture.class_name] for picture in scan.pictures])
+    dealt = {picture.class_name for picture, side in zip(scan.pictures, sides, strict=True) if side}
+    class_names = tuple(name for name in scan.class_names if name in dealt)  # all but those that no manifest lists
+    position = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([position.get(picture.class_name, -1) for picture in scan.pictures])
     for side in SPLITS:
         here = {picture.class_name for picture, other in zip(scan.pictures, sides, strict=True) if other == side}
-        if here and (absent := [name for name in scan.class_names if name not in here]):
+        if here and (absent := [name for name in class_names if name not in here]):
             notes.append(f"{side} holds no picture of {', '.join(absent)}")
 
     def decode(numbers: np.ndarray) -> np.ndarray:
@@ -82,7 +88,7 @@ def load_folder(
         pieces=pieces,
         paths=paths,
         hashes=[picture.sha256 for picture in scan.pictures],
-        class_names=scan.class_names,
+        class_names=class_names,
         image_size=image_size,
         batch_size=batch_size,
         pixels=decode if scan.pixels is None else scan.pixels,
@@ -209,8 +215,12 @@ def _check_labels(
     if labels.ndim not in (1, 2) or len(labels) != num_images:
         raise ValueError(f"Expected one label a picture, {num_images} in all; got labels of shape {labels.shape}.")
     class_names = None if class_names is None else tuple(map(str, class_names))
-    if labels.dtype.kind == "O" and (odd := [k for k, label in enumerate(labels.ravel()) if not _is_label(label)]):
-        raise ValueError(f"Label {odd[0]} is {labels.ravel()[odd[0]]!r}: leave pictures without a label out.")
+    if labels.dtype.kind == "O":
+        if odd := [k for k, label in enumerate(labels.ravel()) if not _is_label(label)]:
+            raise ValueError(f"Label {odd[0]} is {labels.ravel()[odd[0]]!r}: leave pictures without a label out.")
+        kinds = {isinstance(label, str | bytes): label for label in labels.ravel()}
+        if len(kinds) > 1:
+            raise ValueError(f"Labels are texts or numbers, and here are both: {kinds[True]!r} and {kinds[False]!r}.")
     if labels.dtype.kind == "S":
         labels = np.char.decode(labels)
     if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind != "f" and len(class_names or "two") != 1:
