@@ -45,3 +45,11 @@ def test_a_paired_interval_by_hand():
     assert interval.low == pytest.approx(5 / 22 - 1.96 * np.sqrt(8 - 25 / 22) / 22, abs=1e-4)
     assert paired_interval(1, 6, 20).high == pytest.approx(-interval.low)
     assert paired_interval(0, 0, 20).low < 0 < paired_interval(0, 0, 20).high
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+def test_a_perfect_score_is_as_sure_as_its_pictures_whatever_their_number(num_classes):
+    for each in (*range(40, 60), 78, 99, 156, 162):
+        pictures = num_classes * each
+        for interval in class_mean_intervals(np.eye(num_classes, dtype=int) * each):
+            assert interval.value == 1 and interval.low == pytest.approx(wilson_interval(pictures, pictures).low)

@@ -143,7 +143,8 @@ def _bootstrap_errors(confusion: np.ndarray, seed: int) -> tuple[float, float]:
         columns = np.flatnonzero(confusion[index])  # a row of 1,000 classes holds few that were ever predicted
         num_draws = max(counts[index] - 1, 1)
         draws = generator.multinomial(num_draws, confusion[index, columns] / counts[index], size=NUM_RESAMPLES)
-        predicted[:, columns] += draws * (counts[index] / num_draws)
-        right[:, index] = (draws * (counts[index] / num_draws))[:, columns == index].sum(axis=1)
+        scaled = draws * counts[index] / num_draws  # in this order: whole numbers stay exact, and no error stays 0
+        predicted[:, columns] += scaled
+        right[:, index] = scaled[:, columns == index].sum(axis=1)
     balanced, f1 = _class_means(counts, predicted, right)
     return float(balanced.std()), float(f1.std())
