@@ -204,3 +204,13 @@ def test_dollars_in_names_are_no_formula():
     ax = plot_confusion(np.eye(2, dtype=int), ["items $x_{$ b", "cost $"])
     ax.get_figure().canvas.draw()  # would raise
     assert ax.get_yticklabels()[0].get_text() == r"items \$x_{\$ b"
+
+
+def test_a_probe_has_no_loss_and_those_after_it_have():
+    probe = {"phase": "probe", "epoch": 1, "accuracy": 0.9, "val_accuracy": 0.8, "val_loss": 0.7, "penalty": 1.0}
+    ax = plot_history([probe, *history(0, 3)], metric="loss")
+    np.testing.assert_allclose(lines(ax)["train"].get_ydata(), [np.nan, 1, 1 / 2, 1 / 3])
+    np.testing.assert_allclose(lines(ax)["validation"].get_ydata(), [0.7, 1.2, 0.6, 0.4])
+    np.testing.assert_allclose(
+        lines(plot_history([probe, *history(0, 3)], metric="penalty"))["train"].get_ydata()[0], 1
+    )

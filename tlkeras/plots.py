@@ -45,17 +45,17 @@ def plot_history(
     phases = [row.get("phase", "") for row in runs[0]]
     if any([row.get("phase", "") for row in run] != phases for run in runs):
         raise ValueError("The seeds changed phase at different epochs: plot them one by one.")
-    if metric not in runs[0][0]:
-        known = ", ".join(sorted(k for k, v in runs[0][0].items() if isinstance(v, int | float)))
-        raise ValueError(f"The rows hold no {metric!r}; they hold {known}.")
+    rows = [row for run in runs for row in run]
+    if metric not in (held := {key for row in rows for key, value in row.items() if isinstance(value, int | float)}):
+        raise ValueError(f"The rows hold no {metric!r}; they hold {', '.join(sorted(held))}.")
     epochs = np.array([row["epoch"] for row in runs[0]])
     with style.house():
         ax = style.axes_of(ax, (6.4, 4.0))
         curves = {metric: ("train", "--", style.ORANGE), f"val_{metric}": ("validation", "-", style.BLUE)}
         for key, (name, dashes, colour) in curves.items():
-            if any(key not in row for run in runs for row in run):
+            if not any(key in row for row in rows):
                 continue
-            values = np.array([[row[key] for row in run] for run in runs])
+            values = np.array([[row.get(key, np.nan) for row in run] for run in runs])  # a probe's row has no loss
             dots = {"marker": "o" if num_epochs <= 15 else "", "markerfacecolor": "white" if key == metric else colour}
             ax.plot(epochs, values.mean(axis=0), dashes, color=colour, label=name, **dots)
             if len(runs) > 1:
