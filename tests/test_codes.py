@@ -69,3 +69,10 @@ def test_vgg16_is_keras_applications_with_its_relu_apart(tmp_path):
         keras.applications.vgg16.preprocess_input(images.copy())
     )
     np.testing.assert_allclose(backbone.model(images), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_response_normalisation_of_large_values_in_half_precision_is_that_in_full():
+    x = np.full((1, 1, 1, 8), 300.0, "float32")  # the square of 256 is more than float16 holds
+    half, full = LocalResponseNormalization(dtype="mixed_float16")(x), LocalResponseNormalization()(x)
+    np.testing.assert_allclose(np.asarray(half, "float32"), np.asarray(full), rtol=1e-2)
+    assert str(half.dtype).endswith("float16'>") or "float16" in str(half.dtype)

@@ -249,3 +249,11 @@ def test_an_artefact_of_a_detector_that_was_changed_or_asked_for_classes_is_refu
     detector.set_weights(broken)
     with pytest.raises(ValueError, match="training diverged"):
         tl.save_artifact(tmp_path / "broken", detector, class_names=["one", "other"], examples=scenes[0])
+
+
+def test_a_dark_picture_on_the_disk_is_no_divided_one(detector, scenes):
+    dark = np.zeros_like(scenes[0][:1])
+    dark[0, 0, 0, 0] = 1
+    assert dark.dtype == np.uint8 and len(tl.detect(detector, dark)) == 1
+    with pytest.raises(ValueError, match="any division by 255"):
+        tl.detect(detector, dark.astype("float32"))

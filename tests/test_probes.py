@@ -243,3 +243,18 @@ def test_a_class_of_one_training_picture_is_named(colour_pictures):
 def test_a_task_without_classes_has_no_probe(data):
     with pytest.raises(ValueError, match="A probe classifies; this model's task is 'multi-label'"):
         probe_head(build_classifier(make_tiny_backbone(), 3, task="multi-label"), data)
+
+
+def test_neighbours_of_features_in_half_precision_are_those_in_full():
+    rng, labels = np.random.default_rng(0), np.arange(40) % 2
+    features = (rng.normal(size=(40, 4096)) * 8 + 8 * (2 * labels[:, None] - 1)).astype("float16")
+    assert (np.square(features.astype(float)).sum(axis=1) > np.finfo("float16").max).all()
+    full = fit_probe(features.astype("float32"), labels, kind="knn")
+    half = fit_probe(features, labels, kind="knn")
+    assert half.score(features, labels) == full.score(features.astype("float32"), labels) == 1
+
+
+def test_pictures_of_another_size_are_refused_as_in_training(colour_pictures):
+    data = load_arrays(*colour_pictures)
+    with pytest.raises(ValueError, match=r"takes pictures of shape \(None, 16, 16, 3\), got \(32, 32, 32, 3\)"):
+        probe_head(build_classifier(make_tiny_backbone(16), 3), data)

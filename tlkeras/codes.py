@@ -104,9 +104,10 @@ class LocalResponseNormalization(keras.layers.Layer):
     def call(self, x):
         """Get the normalised values, of the same shape."""
         reach, channels = self.depth // 2, x.shape[-1]
-        squares = keras.ops.pad(keras.ops.square(x), [[0, 0], [0, 0], [0, 0], [reach, reach]])
+        wide = keras.ops.cast(x, "float32")  # the square of 256 overflows in float16
+        squares = keras.ops.pad(keras.ops.square(wide), [[0, 0], [0, 0], [0, 0], [reach, reach]])
         total = sum(squares[..., k : k + channels] for k in range(self.depth))
-        return x / (self.bias + self.alpha * total) ** self.beta
+        return keras.ops.cast(wide / (self.bias + self.alpha * total) ** self.beta, x.dtype)
 
     def compute_output_shape(self, input_shape):
         """Get the input's shape."""

@@ -158,7 +158,8 @@ def detect(model: keras.Model, images: np.ndarray, *, threshold: float = 0.3, mo
     threshold, most = real_number("threshold", threshold, "(0, 1)"), whole_number("most", most, 1)
     if not len(images):
         return []
-    check_range(np.asarray(images))
+    if np.asarray(images).dtype != np.uint8:  # a dark picture on the disk is no divided one
+        check_range(np.asarray(images))
     batches = (images[start : start + 32] for start in range(0, len(images), 32))
     maps = np.concatenate([outputs[0] for outputs in KerasEngine(model).run(batches)])
     logits, answers = maps[..., :-4], to_answers(maps, "detection")

@@ -8,6 +8,7 @@ import warnings
 import keras
 import numpy as np
 
+from tlkeras.batches import check_batches
 from tlkeras.evaluation import evaluate
 from tlkeras.features import POOLING, compute_features
 from tlkeras.freezing import transfer_of
@@ -47,7 +48,7 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, kind: str = "softmax"
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import Normalizer
+    from sklearn.preprocessing import FunctionTransformer, Normalizer
     from threadpoolctl import threadpool_limits
 
     if kind not in KINDS:
@@ -74,8 +75,13 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, *, kind: str = "softmax"
         if kind == "centroid":
             return _fit_means(features, labels)
         grid = {"kneighborsclassifier__n_neighbors": [k for k in NEIGHBOURS if k <= len(labels) // 2]}
-        neighbours = make_pipeline(Normalizer(), KNeighborsClassifier())
+        neighbours = make_pipeline(FunctionTransformer(_widened), Normalizer(), KNeighborsClassifier())
         return GridSearchCV(neighbours, grid, cv=folds, scoring="accuracy").fit(features, labels).best_estimator_
+
+
+def _widened(features: np.ndarray) -> np.ndarray:
+    """Features whose squares have room."""
+    return features.astype(np.float32) if features.dtype == np.float16 else features
 
 
 def check_classes(labels: np.ndarray, num_pictures: int) -> None:
@@ -236,6 +242,7 @@ def probe_head(model: keras.Model, data, *, class_weight=None, seed: int = 0) ->
     if few := {name: count for name, count in data.counts["train"].items() if count < 2}:
         name, count = few.popitem()
         raise ValueError(f"Class {name!r} has {count} training pictures; a probe takes 2 or more. See train_head.")
+    check_batches(model, data.pictures("train"))
     features, labels = compute_features(model, data.pictures("train"))
     probe = fit_probe(features, labels, class_weight=class_weight, seed=seed)
     set_head(model, probe)
