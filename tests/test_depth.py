@@ -153,3 +153,14 @@ def test_held_out_labels_are_one_class_a_picture():
     train, held_out = (Features({"only": values}, labels, "keras", 40) for labels in (np.arange(40) % 2,) * 2)
     with pytest.raises(ValueError, match=r"one class .* got int64 labels \(40, 1\)"):
         probe(train, dataclasses.replace(held_out, labels=held_out.labels[:, None]))
+
+
+@pytest.mark.parametrize(("num_classes", "each"), [(50, 4), (100, 4), (200, 5)])
+def test_one_pair_of_look_alikes_does_not_keep_small_classes_from_being_cut(num_classes, each):
+    labels, groups = np.repeat(np.arange(num_classes), each), np.arange(num_classes * each)
+    groups[1] = groups[0]
+    for seed in range(3):
+        for train, test in cut(labels, groups, 3, seed=seed):
+            assert np.bincount(labels[train], minlength=num_classes).min() >= 2
+            assert len(test) > num_classes / 2 and not set(groups[train]) & set(groups[test])
+            assert sorted([*train, *test]) == list(range(len(labels)))

@@ -184,7 +184,8 @@ def cut(labels: np.ndarray, groups: Sequence | None, num_resamples: int, seed: i
 def _cut_groups(labels: np.ndarray, classes: np.ndarray, keys: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A quarter of the groups at random, by the first of 50 tries that leaves all classes on both sides if one does.
 
-    Not StratifiedGroupKFold, which shuffles only groups of one size: with unequal ones each resample is the same.
+    Not StratifiedGroupKFold, which shuffles only groups of one size: with unequal ones each resample is the same. Where
+    even the best leaves less than two pictures of a class to learn from, groups that hold it are not judged by.
     """
     from sklearn.model_selection import GroupShuffleSplit
 
@@ -192,7 +193,13 @@ def _cut_groups(labels: np.ndarray, classes: np.ndarray, keys: np.ndarray, seed:
         left, judged = (np.sum(labels[rows] == classes[:, None], axis=1).min() for rows in pair)
         return min(left, 2), min(judged, 1)
 
-    return max(GroupShuffleSplit(50, test_size=TEST_SHARE, random_state=seed).split(labels, groups=keys), key=rank)
+    tries = GroupShuffleSplit(50, test_size=TEST_SHARE, random_state=seed).split(labels, groups=keys)
+    judged = np.isin(np.arange(len(labels)), max(tries, key=rank)[1])
+    for label in classes:
+        for key in np.unique(keys[judged & (labels == label)]):
+            if np.sum(labels[~judged] == label) < 2 and (keys[judged] != key).any():
+                judged &= keys != key
+    return np.flatnonzero(~judged), np.flatnonzero(judged)
 
 
 def _check_counts(classes: np.ndarray, counts: np.ndarray) -> None:
