@@ -341,6 +341,10 @@ def test_a_zip_bomb_is_refused_by_what_it_declares_and_by_what_it_holds(tmp_path
     pack((4,), 50_000_000)  # fifty megabytes of zeros in fifty kilobytes
     with pytest.raises(ArtifactError, match="goes on behind its end"):
         read_arrays(path, wanted)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:  # a header of as many bytes as it likes
+        archive.writestr("a.npy", b"\x93NUMPY\x02\x00" + (50_000_000).to_bytes(4, "little") + b" " * 50_000_000)
+    with pytest.raises(ArtifactError, match=r"of format \(2, 0\)"):
+        read_arrays(path, wanted)
     pack((4,), 15)
     with pytest.raises(ArtifactError, match="cut off"):
         read_arrays(path, wanted)
@@ -627,3 +631,12 @@ def test_the_commands_take_a_saved_backbone_whatever_net_it_holds(insects, origi
     assert _load(arguments | {"backbone": None})[1].weights == str(original)
     with pytest.raises(ValueError, match="leave name out"):
         _load(arguments | {"backbone": "ResNet50"})
+
+
+def test_a_model_of_another_kind_on_the_hub_is_not_overwritten_and_a_backbone_gets_a_revision(hub, original):
+    hub["someone/other"] = [{"README.md": b"not yours", "config.json": b"{}"}]
+    with pytest.raises(FileExistsError, match="someone/other is a model of another kind"):
+        publish_backbone(original, "hf://someone/other")
+    assert len(hub["someone/other"]) == 1
+    first, second = (publish_backbone(original, "hf://someone/small-net") for _ in range(2))
+    assert first != second and read_model_card(fetch_backbone(first))

@@ -245,10 +245,9 @@ def read_arrays(path: Path, wanted: Mapping[str, tuple[Sequence[int], str]]) -> 
 
 def _read_array(file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in read:
+    if version != (1, 0):  # np.savez writes no other here; later ones announce headers of gigabytes
         raise ValueError(f"array {name} is of format {version}")
-    held, in_columns, kind = read[version](file)
+    held, in_columns, kind = np.lib.format.read_array_header_1_0(file)
     if held != shape or kind != dtype or in_columns:  # an array of objects, which only pickle can read, ends here too
         raise ValueError(f"array {name} is {kind} {held}; wanted is {dtype} {shape}, row by row")
     data = file.read(math.prod(shape) * dtype.itemsize + 1)  # a byte more than there may be, never a bomb's billions

@@ -100,7 +100,8 @@ def publish_backbone(folder: str | os.PathLike, to: str | os.PathLike) -> str:
 
     Raises:
         ArtifactError: If `folder` is no whole saved backbone.
-        FileExistsError: If there is something of this name.
+        FileExistsError: If there is something of this name; on the Hub, if it is no saved backbone (of one, this is
+            a new revision).
         ImportError: If `hf://` was asked for without the `huggingface_hub` package.
     """
     folder, to = Path(folder).expanduser(), os.fspath(to)
@@ -112,6 +113,9 @@ def publish_backbone(folder: str | os.PathLike, to: str | os.PathLike) -> str:
         repository, revision = _hub_name(to)
         hub = _hub_library().HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
         hub.create_repo(repository, repo_type="model", exist_ok=True)
+        held = set(hub.list_repo_files(repository, revision=revision))
+        if CARD not in held and held & set(FILES):
+            raise FileExistsError(f"{repository} is a model of another kind: publish under a name of your own.")
         commit = hub.upload_folder(
             repo_id=repository, folder_path=folder, revision=revision, allow_patterns=[CARD, *FILES],
             commit_message=f"Save {folder.absolute().name} by tlkeras",
