@@ -197,3 +197,29 @@ def test_the_wrong_kind_of_thing_is_refused_with_the_right_one(mistake, said, da
     )
     with pytest.raises(ValueError, match=said):
         mistake(it)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"stages": "nope"}, "cannot unfreeze 'nope'"),
+        ({"stages": ["nope"]}, "has no stage 'nope'"),
+        ({"stages": 0}, "stages=0 leaves nothing to fine-tune"),
+        ({"augment": "strong"}, "augment is None, \"light\" or a Keras layer, not 'strong'"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_trained(data, monkeypatch, options, said):
+    for name in ("probe_head", "train_head"):
+        monkeypatch.setattr(f"tlkeras.recipes.{name}", lambda *_, **__: pytest.fail("something was trained first"))
+    for strategy in ("probe+fine-tune", "fine-tune"):
+        with pytest.raises(ValueError, match=said):
+            transfer(data, make_tiny_backbone(), strategy=strategy, settings=QUIET, **options)
+
+
+@pytest.mark.parametrize(("room", "epochs"), [(0, 8), (1, 8), (10**9, 3)])
+def test_the_epochs_are_those_of_the_views_that_find_room(data, monkeypatch, room, epochs):
+    """36 pictures in batches of 32 may be as many as 64, for all that is known of a pipeline; 24 are held out."""
+    numbers = 4 * 8 * 16 * 16  # bytes of a picture at the cut below two stages of three
+    monkeypatch.setattr("tlkeras.features.CACHE_LIMIT", room if room != 1 else numbers * (4 * 36 + 24))
+    result = transfer(data, make_tiny_backbone(), stages=2, settings=QUIET)
+    assert sum(row["phase"] == "fine-tune" for row in result.history.rows) == epochs

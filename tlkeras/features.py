@@ -64,13 +64,16 @@ def top_model(model: keras.Model) -> keras.Model:
     return keras.Model(model.get_layer(cut_point(model)).output, model.outputs[0])
 
 
-def count_views(model: keras.Model, num_pictures: int, views: int) -> int:
-    """Get how many views to store features of: `views`, or 0 where they would not fit or the lowest stage trains."""
+def count_views(model: keras.Model, num_pictures: int, num_held_out: int = 0, *, views: int) -> int:
+    """Get how many views to store features of: `views`, or 0 where they would not fit or the lowest stage trains.
+
+    Those of the held-out pictures, once, have to find room beside them.
+    """
     cut = cut_point(model)
     shape = (None,) if cut is None else model.get_layer(cut).output.shape[1:]
     if not views or None in shape:
         return 0
-    return views if 4 * math.prod(shape) * num_pictures * views <= CACHE_LIMIT else 0
+    return views if 4 * math.prod(shape) * (num_pictures * views + num_held_out) <= CACHE_LIMIT else 0
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ import keras
 import numpy as np
 
 from tlkeras.advisor import EPOCHS, STAGES, VIEWS, Advice, advise, check_classes
+from tlkeras.augmentation import change_batch
 from tlkeras.backbones import Backbone, load_backbone
+from tlkeras.batches import count_batches
 from tlkeras.features import count_views
-from tlkeras.freezing import unfreeze_stages, unfreeze_top
+from tlkeras.freezing import freeze, unfreeze_stages, unfreeze_top
 from tlkeras.heads import build_classifier
 from tlkeras.history import History
 from tlkeras.probes import probe_head
@@ -75,7 +77,8 @@ def transfer(
         augment: What changes the training pictures where the data were not given a way, as in `load_folder`. "light"
             mirrors and crops them a little: take None for text, or where left and right matter. A probe sees them as
             they are.
-        seed: Of the head's first weights, the order of pictures and the augmentation.
+        seed: Of the head's first weights, the order of pictures and the augmentation; set with Keras's
+            `set_random_seed`, so Python's and numpy's random numbers start anew as well.
         settings: As in `train_head` and `fine_tune`; `data.class_weight` is used where it names none. Its run folder
             gets a folder for each strategy and seed.
 
@@ -83,12 +86,14 @@ def transfer(
         A `Result`.
 
     Raises:
-        ValueError: If the strategy is unknown, or the labels are not one class a picture.
+        ValueError: If the strategy or a stage is unknown, `augment` is not as said, or the labels are not one class a
+            picture.
     """
     advice = strategy if isinstance(strategy, Advice) else None
     if advice is None and strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {strategy!r}.")
     check_classes(data)
+    change_batch(augment)
     keras.utils.set_random_seed(seed)
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, weights="auto", image_size=data.image_size)
@@ -106,6 +111,12 @@ def transfer(
         log.warning("a probe takes two pictures of each class, %r has %d: the head begins anew", rare, counts.min())
         strategy = "fine-tune"
     model = build_classifier(backbone, data.num_classes, stage=advice and advice.chosen.stage)
+    stages = min(STAGES, len(backbone.stages)) if stages is None else stages
+    unfreeze = unfreeze_top if isinstance(stages, numbers.Real | str) else unfreeze_stages
+    if strategy.endswith("fine-tune"):  # what cannot be opened is said before the head is trained
+        if not unfreeze(model, stages):
+            raise ValueError(f"stages={stages!r} leaves nothing to fine-tune: take 1 or more, or strategy='head'.")
+        freeze(model)
     if strategy.startswith("probe"):
         history = probe_head(model, data, class_weight=settings.class_weight, seed=seed)
         if strategy == "probe":
@@ -117,11 +128,11 @@ def transfer(
     if strategy in ("head", "fine-tune"):
         history = train_head(model, train, data.validation, settings=settings)
     if strategy.endswith("fine-tune"):
-        if stages is None:
-            stages = min(STAGES, len(backbone.stages))
-        (unfreeze_top if isinstance(stages, numbers.Real | str) else unfreeze_stages)(model, stages)
+        unfreeze(model, stages)
         # An epoch over four stored views is four epochs over the pictures, where there is room for them.
-        epochs = max(1, VIEWS * EPOCHS // views) if count_views(model, len(data.labels["train"]), views) else 8
+        splits = {"train": train, "validation": data.validation}
+        sizes = [count_batches(split) * min(data.batch_size, len(data.labels[name])) for name, split in splits.items()]
+        epochs = max(1, VIEWS * EPOCHS // views) if count_views(model, *sizes, views=views) else 8
         tuned = {"head_factor": settings.head_factor or 1.0, "interpolate": settings.interpolate or "best"}
         settings = dataclasses.replace(settings, **tuned)
         history += fine_tune(model, train, data.validation, epochs=epochs, learning_rate=3e-4, settings=settings)

@@ -182,8 +182,7 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
     num_pictures = check_batches(model, train)
     trained, inputs, num_batches = model, (train,), count_batches(train)
     held_out = None if validation is None else (validation,)
-    if held_out:
-        check_batches(model, validation)
+    num_held_out = check_batches(model, validation) if held_out else 0
     call = {"epochs": epochs, "learning_rate": learning_rate, "class_weight": weights}
     for name in ("patience", "label_smoothing", "warmup", "head_factor", "stage_decay", "views"):
         call[name] = None if getattr(settings, name) is None else float(getattr(settings, name))
@@ -205,7 +204,7 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
             "delete it or choose another run folder.", phase, checkpoint.path,
         )  # fmt: skip
     views = 0 if checkpoint.done else _default_views(model, phase, settings.views)
-    if views := count_views(model, num_pictures, views):
+    if views := count_views(model, num_pictures, num_held_out, views=views):
         with EpochLines.spinner("frozen layers, once over the pictures", settings.verbose):
             cut = cut_point(model)
             inputs = compute_features(model, train, views=views, layer=cut)
