@@ -261,3 +261,26 @@ def test_the_state_of_another_call_is_refused(finished):
     unfreeze_top(model, 2)
     with pytest.raises(ValueError, match=r"saved with trainable = \['conv_2', 'depthwise_2'\], now it is \['conv_1', "):
         tune(model, finished.parent, epochs=1)
+
+
+def test_a_cell_that_makes_its_head_anew_goes_on(tmp_path):
+    """Keras counts layers without a name over the whole process: dense_1, then dense_3."""
+
+    def cell():
+        keras.utils.set_random_seed(0)  # the same backbone
+        layers = [
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(8, activation="relu"),
+            keras.layers.Dense(3),
+        ]
+        model = build_classifier(make_tiny_backbone(), 3, head=keras.Sequential(layers))
+        return train_head(model, PICTURES, PICTURES, epochs=2, settings=settings_for(tmp_path))
+
+    assert cell().rows == cell().rows
+
+
+def test_a_tilde_in_the_run_folder_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    train_head(build_classifier(make_tiny_backbone(), 3), PICTURES, epochs=1, settings=settings_for("~/runs"))
+    assert (tmp_path / "runs" / "head.npz").exists()

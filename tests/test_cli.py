@@ -357,3 +357,69 @@ def test_the_demo_shows_that_transfer_beats_random_features():
     transfer, random_features, scratch = intervals.values()
     assert transfer.value > random_features.value and transfer.value > scratch.value
     assert np.all([i.low <= i.value <= i.high for i in intervals.values()])
+
+
+def few_photos(photos, root, layout):
+    """Copy pictures: for each folder of the layout how many of each class, no picture twice."""
+    pictures = {name: iter(sorted((photos / name).glob("*.png"))) for name in ("ant", "bee")}
+    for place, count in layout.items():
+        for name, left in pictures.items():
+            (root / place / name).mkdir(parents=True)
+            for number in range(count):
+                shutil.copy(next(left), root / place / name / f"person{number}_{len(place)}.png")
+    return root
+
+
+def test_a_dark_picture_to_judge_by_and_groups_on_both_sides_are_no_reason_to_fail(photos, tmp_path, run_here):
+    root = few_photos(photos, tmp_path / "set", {"train": 8, "val": 4})
+    dark = np.zeros((64, 64, 3), np.uint8)
+    dark[0, 0] = 1
+    Image.fromarray(dark).save(root / "val" / "ant" / "person0_3.png")
+    options = ("--weights", "embedded", "--image-size", 64, "--strategy", "probe", "--groups", r"(person\d+)")
+    done = run_here("fit", root, *options, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    leaks = json.loads((tmp_path / "run" / "metrics.json").read_text())["leaks"]
+    assert len(leaks) == 4 and all({path.split("/")[0] for path in leak} == {"train", "val"} for leak in leaks)
+    assert (
+        "4 groups of pictures that look the same or belong together" in (tmp_path / "run" / "report.html").read_text()
+    )
+
+
+def test_pictures_within_the_run_to_replace_are_left_alone(finished, photos, tmp_path, run_here):
+    shutil.copytree(finished[0], tmp_path / "run")
+    few_photos(photos, tmp_path / "run" / "pictures", {".": 4})
+    refused = run_here("fit", tmp_path / "run" / "pictures", "--out", tmp_path / "run", "--overwrite")
+    assert refused.returncode == 1 and "which would be replaced" in refused.stderr
+    assert len(list((tmp_path / "run" / "pictures").rglob("*.png"))) == 8
+
+
+def test_random_weights_are_the_seeds(photos):
+    from tlkeras.runs import _load
+
+    arguments = {"folder": photos, "backbone": "MobileNetV2", "weights": "random", "alpha": 0.35, "image_size": 32}
+    first, again, other = (_load({**arguments, "seed": k, "groups": None})[1].model.get_weights() for k in (3, 3, 4))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_a_run_that_goes_on_keeps_the_weights_that_auto_once_meant(photos, tmp_path, monkeypatch):
+    from tlkeras import runs
+
+    arguments = {
+        "folder": str(photos), "backbone": "MobileNetV2", "weights": "auto", "alpha": None, "strategy": "probe",
+        "image_size": 64, "batch_size": 32, "augment": True, "seed": 0, "groups": None,
+    }  # fmt: skip
+    monkeypatch.setattr("tlkeras.backbones.choose_weights", lambda *_: ("embedded", "MobileNetV2", 0.35))
+    monkeypatch.setattr("tlkeras.recipes.transfer", lambda *_, **__: pytest.fail("stopped"))
+    with pytest.raises(pytest.fail.Exception, match="stopped"):
+        runs.fit_folder(arguments, tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setattr("tlkeras.backbones.choose_weights", lambda *_: pytest.fail("asked anew"))
+    assert runs.fit_folder(arguments, tmp_path / "run")["backbone"]["weights"] == "embedded"
+
+
+def test_a_tilde_that_no_shell_resolved_is_the_home(run_here, monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr("tlkeras.runs.fit_folder", lambda arguments, *_, **__: seen.update(arguments) or sys.exit(0))
+    run_here("fit", "~/photos", "--out", tmp_path / "run", HOME=str(tmp_path), USERPROFILE=str(tmp_path))
+    assert seen["folder"] == str((tmp_path / "photos").resolve())

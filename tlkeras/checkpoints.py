@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 import zipfile
 from collections.abc import Callable
@@ -34,10 +35,10 @@ class Checkpoint(keras.callbacks.Callback):
         """Take the whole model, whose weights are kept, and what tells this call from another of the same phase."""
         super().__init__()
         self.owner, self.phase, self.patience = owner, phase, patience
-        self.path = None if folder is None else Path(folder) / f"{phase}.npz"
+        self.path = None if folder is None else Path(folder).expanduser() / f"{phase}.npz"
         self.identity = {
-            "model": transfer_of(owner).to_dict(),
-            "weights": [[v.path, list(v.shape)] for v in owner.weights],
+            "model": _without_counters(transfer_of(owner).to_dict()),
+            "weights": _without_counters([[v.path, list(v.shape)] for v in owner.weights]),
             "precision": compute_precision(owner),
             **call,
         }
@@ -206,3 +207,8 @@ class Checkpoint(keras.callbacks.Callback):
             if k not in places:
                 digest.update(np.array(variable).tobytes())
         return digest.hexdigest()
+
+
+def _without_counters(names: Any) -> Any:
+    """Names without what Keras appends to the second layer of a kind in a process: a notebook's cell runs twice."""
+    return json.loads(re.sub(r'_\d+(?=["/])', "", json.dumps(names)))

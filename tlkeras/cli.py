@@ -74,8 +74,9 @@ def fit(
     from tlkeras.runs import fit_folder
 
     arguments = {
-        "folder": str(folder.resolve()), "backbone": backbone, "weights": weights, "alpha": alpha, "strategy": strategy,
-        "image_size": image_size, "batch_size": batch_size, "augment": augment, "seed": seed, "groups": groups,
+        "folder": str(folder.expanduser().resolve()), "backbone": backbone, "weights": weights, "alpha": alpha,
+        "strategy": strategy, "image_size": image_size, "batch_size": batch_size, "augment": augment, "seed": seed,
+        "groups": groups,
     }  # fmt: skip
     metrics = fit_folder(arguments, out, overwrite=overwrite)
     for split in ("validation", "test"):

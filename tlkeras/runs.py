@@ -40,17 +40,23 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     from tlkeras.recipes import transfer
     from tlkeras.report import draw_figures, write_report
     from tlkeras.settings import Settings
-    from tlkeras.splits import write_manifest
+    from tlkeras.splits import find_leaks, write_manifest
 
     started = time.perf_counter()
     if out.exists() and not (overwrite and (out / "metrics.json").exists()):
         what = "is not a run" if not (out / "metrics.json").exists() else "is a finished run: --overwrite replaces it"
         raise ValueError(f"{out} exists and {what}. Choose another --out.")
-    if out.resolve().is_relative_to(Path(arguments["folder"]).resolve()):
+    pictures, place = Path(arguments["folder"]).resolve(), out.resolve()
+    if place.is_relative_to(pictures):
         raise ValueError(f"{out} lies among the pictures, where its figures would be read: choose another --out.")
+    if pictures.is_relative_to(place):
+        raise ValueError(f"The pictures lie in {out}, which would be replaced: choose another --out.")
     partial = _unfinished(out, arguments)
-    data, backbone = _load(arguments)
+    noted = partial / "backbone.json"  # "auto" may mean another network once the internet is there
+    data, backbone = _load(arguments | (json.loads(noted.read_text()) if noted.exists() else {}))
     _begin_or_resume(partial, arguments, data)
+    if arguments["weights"] == "auto":
+        _note(noted, json.dumps({"backbone": backbone.name, "weights": backbone.weights, "alpha": backbone.alpha}))
     loaded = time.perf_counter() - started
     settings = Settings(run_folder=partial / "checkpoints")
     try:
@@ -67,7 +73,8 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
             shutil.rmtree(partial)
         raise
     held_out = predict(result.model, data)
-    side = {path: split for split, paths in data.paths.items() for path in paths}
+    files = [(path, split) for split, paths in data.paths.items() for path in paths]
+    pieces = np.concatenate([data.pieces[split] for split in data.paths])
     test = None if data.test is None else evaluate(open_test(result.model, data)).to_dict()
     found = evaluate(held_out)
     metrics = {
@@ -78,7 +85,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
         "audit": {phase: report.to_dict() for phase, report in result.history.audits.items()},
         "set_aside": [dataclasses.asdict(item) for item in data.set_aside],
         "duplicates": [list(paths) for paths in data.duplicates],
-        "leaks": [list(paths) for paths in data.duplicates if len({side[path] for path in paths}) > 1],
+        "leaks": [list(sides.values()) for sides in find_leaks(*zip(*files, strict=True), pieces)],
         "kept_epoch": result.history.kept,
         "kept_share": result.history.shares,
         "backbone": {"weights": str(backbone.weights)}
@@ -90,12 +97,11 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     result.history.to_csv(partial / "history.csv")
     write_manifest(data, partial / "split.csv")
     draw_figures(partial, data, result, held_out, found)
-    examples = next(iter(data.ordered("validation").unbatch().batch(8)))[0]
     save_artifact(
         partial / MODEL_FOLDER,
         result.model,
         class_names=data.class_names,
-        examples=keras.ops.convert_to_numpy(examples),
+        examples=data.pixels.read(data.index["validation"][:8]),
         manifest=partial / "split.csv",
         extra={"validation": metrics["validation"]},
     )
@@ -103,7 +109,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     (partial / "metrics.json").write_text(json.dumps(metrics, indent=2))
     write_report(partial)
     shutil.rmtree(partial / "checkpoints", ignore_errors=True)
-    for note in ("data.sha256", "arguments.json", "advice.json"):
+    for note in ("data.sha256", "arguments.json", "advice.json", "backbone.json"):
         (partial / note).unlink(missing_ok=True)
     replace_folder(partial, out)
     return metrics
@@ -197,6 +203,7 @@ def _load(arguments: dict, **options) -> tuple:
     folder = find_folder(arguments["folder"])  # a wrong path is said before the seconds that a network takes
     weights = None if arguments["weights"] == "random" else arguments["weights"]
     options |= {"image_size": arguments["image_size"], "alpha": arguments["alpha"]}
+    keras.utils.set_random_seed(arguments["seed"])  # random weights too are those that the run was begun with
     backbone = load_backbone(arguments["backbone"], weights=weights, channels=3, **options)  # files are RGB
     options = {"batch_size": arguments["batch_size"]} if "batch_size" in arguments else {}
     options |= {"image_size": backbone.image_size, "seed": arguments["seed"]}

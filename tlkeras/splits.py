@@ -206,13 +206,17 @@ def _follow(pictures: Sequence[Picture], manifest: Manifest) -> list[str]:
 
 def report_leaks(names: Sequence[str], given: Sequence[str | None], codes: np.ndarray, what: str) -> None:
     """Warn of pictures that belong together and lie on different sides of a split that was given."""
-    found: dict[int, dict[str | None, str]] = defaultdict(dict)
-    for name, side, code in zip(names, given, codes, strict=True):
-        if side != "":  # not in the manifest, so on no side
-            found[code].setdefault(side, name)
-    leaks = [" = ".join(sides.values()) for sides in found.values() if len(sides) > 1]
-    if leaks:
+    if leaks := [" = ".join(sides.values()) for sides in find_leaks(names, given, codes)]:
         logger.warning(
             "LEAK in the given split, kept as it is: %d sets of pictures %s on different sides: %s%s",
             *(len(leaks), what, "; ".join(leaks[:5]), "; …" if len(leaks) > 5 else ""),
         )
+
+
+def find_leaks(names: Sequence[str], given: Sequence[str | None], codes: np.ndarray) -> list[dict[str | None, str]]:
+    """Get, for each code that lies on more than one side, the first name on each; a side of "" counts for nothing."""
+    found: dict[int, dict[str | None, str]] = defaultdict(dict)
+    for name, side, code in zip(names, given, codes, strict=True):
+        if side != "":  # not in the manifest
+            found[code].setdefault(side, name)
+    return [sides for sides in found.values() if len(sides) > 1]
