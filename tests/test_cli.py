@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -402,24 +403,30 @@ def test_random_weights_are_the_seeds(photos):
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_a_run_that_goes_on_keeps_the_weights_that_auto_once_meant(photos, tmp_path, monkeypatch):
+@pytest.mark.parametrize("weights", ["embedded", "preset"])
+def test_a_run_that_goes_on_keeps_the_weights_that_auto_once_meant(photos, tmp_path, monkeypatch, weights):
+    """A preset of KerasHub is called by its name alone, each time."""
     from tlkeras import runs
+    from tlkeras.backbones import load_backbone
 
     arguments = {
         "folder": str(photos), "backbone": "MobileNetV2", "weights": "auto", "alpha": None, "strategy": "probe",
         "image_size": 64, "batch_size": 32, "augment": True, "seed": 0, "groups": None,
     }  # fmt: skip
-    monkeypatch.setattr("tlkeras.backbones.choose_weights", lambda *_: ("embedded", "MobileNetV2", 0.35))
+    made = dataclasses.replace(load_backbone(weights="embedded", image_size=64), weights=weights)
+    monkeypatch.setattr("tlkeras.backbones.load_backbone", lambda *_, **__: made)
     monkeypatch.setattr("tlkeras.recipes.transfer", lambda *_, **__: pytest.fail("stopped"))
     with pytest.raises(pytest.fail.Exception, match="stopped"):
         runs.fit_folder(arguments, tmp_path / "run")
-    monkeypatch.undo()
-    monkeypatch.setattr("tlkeras.backbones.choose_weights", lambda *_: pytest.fail("asked anew"))
-    assert runs.fit_folder(arguments, tmp_path / "run")["backbone"]["weights"] == "embedded"
+    asked = []
+    monkeypatch.setattr("tlkeras.backbones.load_backbone", lambda *_, **options: asked.append(options) or made)
+    with pytest.raises(pytest.fail.Exception, match="stopped"):
+        runs.fit_folder(arguments, tmp_path / "run")
+    assert (asked[0]["weights"], asked[0]["alpha"]) == (("auto", None) if weights == "preset" else ("embedded", 0.35))
 
 
 def test_a_tilde_that_no_shell_resolved_is_the_home(run_here, monkeypatch, tmp_path):
     seen = {}
-    monkeypatch.setattr("tlkeras.runs.fit_folder", lambda arguments, *_, **__: seen.update(arguments) or sys.exit(0))
-    run_here("fit", "~/photos", "--out", tmp_path / "run", HOME=str(tmp_path), USERPROFILE=str(tmp_path))
-    assert seen["folder"] == str((tmp_path / "photos").resolve())
+    monkeypatch.setattr("tlkeras.runs.fit_folder", lambda asked, out, **_: seen.update(asked, out=out) or sys.exit(0))
+    run_here("fit", "~/photos", "--out", "~/run", HOME=str(tmp_path), USERPROFILE=str(tmp_path))
+    assert seen["folder"] == str((tmp_path / "photos").resolve()) and seen["out"] == tmp_path / "run"

@@ -221,5 +221,5 @@ def test_the_epochs_are_those_of_the_views_that_find_room(data, monkeypatch, roo
     """36 pictures in batches of 32 may be as many as 64, for all that is known of a pipeline; 24 are held out."""
     numbers = 4 * 8 * 16 * 16  # bytes of a picture at the cut below two stages of three
     monkeypatch.setattr("tlkeras.features.CACHE_LIMIT", room if room != 1 else numbers * (4 * 36 + 24))
-    result = transfer(data, make_tiny_backbone(), stages=2, settings=QUIET)
+    result = transfer(data, make_tiny_backbone(), stages=2, settings=Settings(verbose=0, patience=None))
     assert sum(row["phase"] == "fine-tune" for row in result.history.rows) == epochs

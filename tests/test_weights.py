@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import http.server
 import logging
+import os
 import shutil
 import socket
 import threading
@@ -326,6 +328,8 @@ class Slow(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("known", [None, hashlib.md5(Slow.content).hexdigest()], ids=["no checksum", "checksum"])
 def test_two_that_download_at_a_time_both_get_the_whole_file(known, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "_ONE_AT_A_TIME", contextlib.nullcontext())  # as if they were two processes
+    monkeypatch.setattr(socket, "setdefaulttimeout", lambda seconds: None)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     (tmp_path / "models").mkdir()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
@@ -347,3 +351,11 @@ def test_two_that_download_at_a_time_both_get_the_whole_file(known, tmp_path, mo
 
 def test_auto_takes_the_embedded_weights_at_their_own_size(offline):
     assert load_backbone("EfficientNetB7", weights="auto").image_size == 224
+
+
+def test_a_cache_that_cannot_be_written_is_left_to_keras(offline, monkeypatch, tmp_path):
+    file, asked = publish(monkeypatch, offline, b"weights", served=b"weights"), []
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(keras.utils, "get_file", lambda name, *_, **__: asked.append(name) or str(tmp_path / "spare"))
+    assert find_weights(CATALOGUE["ResNet50"], "imagenet", None, 224)[0] == tmp_path / "spare"
+    assert asked == [file.name]

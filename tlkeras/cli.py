@@ -78,6 +78,7 @@ def fit(
         "strategy": strategy, "image_size": image_size, "batch_size": batch_size, "augment": augment, "seed": seed,
         "groups": groups,
     }  # fmt: skip
+    out = out.expanduser()
     metrics = fit_folder(arguments, out, overwrite=overwrite)
     for split in ("validation", "test"):
         if metrics[split]:

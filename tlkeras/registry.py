@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tlkeras.cache import cache_root
 from tlkeras.card import CARD, MAX_CARD_BYTES, ArtifactError, open_card, sha256
-from tlkeras.modelcard import FILES, FORMAT, max_bytes, parse_model_card, read_model_card
+from tlkeras.modelcard import FILES, FORMAT, README, max_bytes, parse_model_card, read_model_card
 
 log = logging.getLogger("tlkeras")
 
@@ -114,7 +114,7 @@ def publish_backbone(folder: str | os.PathLike, to: str | os.PathLike) -> str:
         hub = _hub_library().HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
         hub.create_repo(repository, repo_type="model", exist_ok=True)
         held = set(hub.list_repo_files(repository, revision=revision))
-        if CARD not in held and held & set(FILES):
+        if CARD not in held and held - {README, ".gitattributes"}:  # what the Hub itself begins a model with
             raise FileExistsError(f"{repository} is a model of another kind: publish under a name of your own.")
         commit = hub.upload_folder(
             repo_id=repository, folder_path=folder, revision=revision, allow_patterns=[CARD, *FILES],

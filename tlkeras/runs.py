@@ -55,7 +55,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     noted = partial / "backbone.json"  # "auto" may mean another network once the internet is there
     data, backbone = _load(arguments | (json.loads(noted.read_text()) if noted.exists() else {}))
     _begin_or_resume(partial, arguments, data)
-    if arguments["weights"] == "auto":
+    if arguments["weights"] == "auto" and backbone.weights != "preset":
         _note(noted, json.dumps({"backbone": backbone.name, "weights": backbone.weights, "alpha": backbone.alpha}))
     loaded = time.perf_counter() - started
     settings = Settings(run_folder=partial / "checkpoints")
@@ -119,6 +119,7 @@ def load_run(folder: Path):
     """Get the artefact of a run folder, or of the model folder in it."""
     from tlkeras.artifact import load_artifact
 
+    folder = folder.expanduser()
     return load_artifact(folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder)
 
 

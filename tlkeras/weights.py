@@ -31,7 +31,7 @@ logger = logging.getLogger("tlkeras")
 EMBEDDED_NAME, EMBEDDED_ALPHA = "MobileNetV2", 0.35
 EMBEDDED_FILE = Path(__file__).parent / "embedded.npz"
 _PROBE_SECONDS = 5  # a name server that never answers ignores socket timeouts, so the probe has its own clock
-_SPARE = Path("/tmp/.keras/models")  # where `get_file` goes if the cache cannot be written
+_ONE_AT_A_TIME = threading.Lock()  # the timeout is the whole process's
 _STALL_SECONDS = 30  # a download that says nothing for so long has failed
 
 
@@ -115,9 +115,8 @@ def _imagenet(entry: Entry, alpha: float, image_size: int) -> Path:
     file, url = _file_at(entry, alpha, image_size)
     path, width = cache_folder() / file, entry.width(alpha)
     known = width.hash if file == width.file else None  # it is that of the file for the native image size
-    for place in (path, _SPARE / file):
-        if place.is_file() and _is_published(place, known):
-            return place
+    if path.is_file() and _is_published(path, known):
+        return path
     reason = _unreachable(url)
     if reason is None:
         try:
@@ -141,19 +140,25 @@ def _imagenet(entry: Entry, alpha: float, image_size: int) -> Path:
 
 def _download(url: str, path: Path, known: str | None) -> Path:
     """Get a file under its name once it is whole: another process that asks for it must not find half of it."""
+    places = {"cache_dir": str(path.parents[1]), "cache_subdir": "models"}
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-    draft = f"{path.name}.{uuid.uuid4().hex[:8]}.part"
+    if not os.access(path.parents[1], os.W_OK):  # get_file takes a place of its own, and finds it there the next time
+        with _patience(_STALL_SECONDS):
+            return Path(keras.utils.get_file(path.name, url, file_hash=known, **places))
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         with _patience(_STALL_SECONDS):
-            places = {"cache_dir": str(path.parents[1]), "cache_subdir": "models"}
-            got = Path(keras.utils.get_file(draft, url, file_hash=known, **places))
-        os.replace(got, got.with_name(path.name))
-        return got.with_name(path.name)
+            keras.utils.get_file(draft.name, url, file_hash=known, **places)
+        try:
+            os.replace(draft, path)
+        except OSError:  # Windows, and somebody who was faster reads it
+            if not (path.is_file() and _is_published(path, known)):
+                raise
+        return path
     finally:
-        for folder in (path.parent, _SPARE):
-            with contextlib.suppress(OSError):
-                (folder / draft).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def _is_published(path: Path, known: str | None) -> bool:
@@ -189,13 +194,14 @@ def _unreachable(url: str) -> str | None:
 
 @contextlib.contextmanager
 def _patience(seconds: float) -> Iterator[None]:
-    """`get_file` has no timeout of its own and would wait for a silent server for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+    """`get_file` has no timeout of its own and would wait for a silent server for ever. One thread after the other."""
+    with _ONE_AT_A_TIME:
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(seconds)
+        try:
+            yield
+        finally:
+            socket.setdefaulttimeout(before)
 
 
 def fill_weights(model: keras.Model, file: Path, entry: Entry, alpha: float) -> None:
