@@ -3,7 +3,8 @@
 - `python -m benchmarks`: say which claims there are.
 - `python -m benchmarks CLAIM ...`: run its script with its arguments.
 - `python -m benchmarks FOLDER ... [--quick] [--json]`: run all about speed, and about accuracy on these folders of
-  pictures, in turn; with --json one object a claim and nothing else.
+  pictures, in turn; with --json one object a claim and nothing else. The first folder is that of `extraction` and
+  `growth`: flowers, for the figures of README.md.
 """
 
 import ast

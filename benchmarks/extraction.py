@@ -63,8 +63,9 @@ base = keras.applications.MobileNetV2(
 inputs = keras.Input((224, 224, 3))
 model = keras.Model(inputs, base(keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)))
 pictures = 0
-for split in sorted(path for path in folder.iterdir() if path.is_dir()):
-    batches = keras.utils.image_dataset_from_directory(split, image_size=(224, 224), shuffle=False, verbose=False)
+for split in [name for name in ("train", "val", "validation") if (folder / name).is_dir()]:  # what ours reads
+    batches = keras.utils.image_dataset_from_directory(
+        folder / split, image_size=(224, 224), shuffle=False, verbose=False)
     pictures += len(model.predict(batches, verbose=0))
 done(pictures=pictures)
 """

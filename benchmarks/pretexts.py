@@ -4,10 +4,11 @@
     python -m benchmarks pretexts --world struck
     python -m benchmarks pretexts --world photographs --tiny-imagenet DIR --folders FLOWERS ANTS_AND_BEES
 
-The judge is a linear probe (`fit_probe`) on the pooled features of labelled pictures that no pretext has seen, half of
-them to learn from. Seeds differ in weights, order, views and division. "labels" is training on the pictures' own
-classes, what labels would have brought; "random" is the network before any training. Each finished run is a line of
---log, so the same command goes on where it was stopped. About 30 s a run on one core.
+The judge is a linear probe (`fit_probe`) on the pooled features of labelled pictures that no pretext has seen (of ants
+and bees it may have: they are ImageNet's), half of them to learn from. Seeds differ in weights, order, views and
+division. "labels" is training on the pictures' own classes, what labels would have brought; "random" is the network
+before any training. Each finished run is a line of --log, so the same command goes on where it was stopped. About 30 s
+a run on one core.
 """
 
 from __future__ import annotations
@@ -101,20 +102,24 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.world == "photographs" and not (arguments.tiny_imagenet and arguments.folders):
+        parser.error("photographs take --tiny-imagenet and --folders")
     if arguments.quick:
         arguments.steps, arguments.seeds, arguments.log = 10, 1, Path(os.devnull)
     lines = arguments.log.read_text().splitlines() if arguments.log.is_file() else []
-    rows = [row for row in map(json.loads, lines) if row["world"] == arguments.world]
+    chosen = {key: getattr(arguments, key) for key in ("world", "size", "width", "steps", "batch_size")}
+    rows = [row for row in map(json.loads, lines) if all(row.get(key) == value for key, value in chosen.items())]
     images, known = tasks(arguments.world, arguments)
     judges = targets(arguments.world, arguments)
     for seed in range(arguments.seeds):
         for name in ["random", *known]:
-            done = any(row["pretext"] == name and row["seed"] == seed for row in rows)
+            same = [row for row in rows if row["pretext"] == name and row["seed"] == seed]
+            done = any(set(judges) <= set(row["accuracy"]) for row in same)
             if done or (arguments.only and name not in arguments.only):
                 continue
             keras.utils.set_random_seed(seed)
             backbone = tl.small_backbone(arguments.size, width=arguments.width)
-            row = {"world": arguments.world, "pretext": name, "seed": seed}
+            row = {**chosen, "pretext": name, "seed": seed}
             if name != "random":
                 settings = tl.Pretraining(
                     steps=arguments.steps, batch_size=arguments.batch_size, checks=1, seed=seed, verbose=0
@@ -132,7 +137,8 @@ def main() -> None:
 
 def report(rows: list[dict], judges: list[str], arguments: argparse.Namespace) -> None:
     def values(name: str, target: str) -> np.ndarray:
-        ordered = sorted((row for row in rows if row["pretext"] == name), key=lambda row: row["seed"])
+        found = {row["seed"]: row for row in rows if row["pretext"] == name and target in row["accuracy"]}
+        ordered = [found[seed] for seed in sorted(found)]
         return 100 * np.array([row["accuracy"][target] for row in ordered])
 
     for name in dict.fromkeys(row["pretext"] for row in rows):

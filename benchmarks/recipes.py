@@ -79,7 +79,7 @@ def main() -> None:
     rows = ["random weights", *arguments.recipes, "ImageNet"]
     for seed in range(arguments.seeds):
         for recipe in rows:
-            if (key := (recipe, arguments.budget, seed)) in done:
+            if set(targets) <= set(done.get(key := (recipe, arguments.budget, seed), {})):
                 continue
             if recipe in RECIPES:
                 pictures = pictures or load_pictures(arguments.tiny_imagenet, arguments.cache)
