@@ -15,6 +15,7 @@ EXERCISES = {
         (2,),
         (
             (lambda a: np.abs(a).max() > 1.5, "these look like shares of 1; hand over points."),
+            (lambda a: a[0] < 88, "that looks like an accuracy: embedded minus random, in points."),
             (lambda a: a[1] > -5, "on digits the gain is not that bad. Embedded minus random, or the other way round?"),
             (lambda a: a[0] > a[1], "the gain on fractals comes first, and it should be the larger one."),
         ),

@@ -32,7 +32,7 @@ EXERCISES = {
             IN_PER_CENT,
             (
                 lambda a: a[1].min() > 40,
-                "too low for the low rate: it should hardly move from the probe. Was the head set to the probe?",
+                "too low for the low rate: it should not fall far below the probe. Was the head set to the probe?",
             ),
             (
                 lambda a: abs(a[1].mean() - a[0].mean()) < 10,

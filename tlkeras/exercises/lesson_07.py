@@ -13,6 +13,10 @@ EXERCISES = {
                 lambda a: np.all(a.argmax(axis=1) == 6),
                 "in some seed an earlier stage is the best: `kind='knn'`, near set?",
             ),
+            (
+                lambda a: np.all(a[:, 2] < 0.45 * a[:, 6]),
+                "stage 3 is too good for nearest neighbours: `kind='knn'`?",
+            ),
         ),
     ),
     "07.2": Exercise(
