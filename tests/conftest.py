@@ -46,6 +46,8 @@ def no_network():
 
     patch.setattr(socket.socket, "connect", guarded_connect)
     patch.setattr(socket, "getaddrinfo", guarded_look_up)
+    for name in ("NO_PROXY", "no_proxy"):  # servers of the tests are asked directly
+        patch.setenv(name, "127.0.0.1,localhost")
     yield
     patch.undo()
 

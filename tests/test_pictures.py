@@ -115,5 +115,15 @@ def test_a_file_of_pictures_is_read_and_written_by_many_threads():
 
 def test_pictures_beyond_the_limit_go_to_a_file_however_much_memory_is_free(monkeypatch):
     monkeypatch.setattr(pictures, "MEMORY_LIMIT", 10 * 8 * 8 * 3)
+    monkeypatch.setattr(pictures, "_available_memory", lambda: 10**9)
     assert reserve(10, 8)[1] == "memory"
     assert reserve(11, 8)[1] == "disk"
+
+
+def test_files_that_a_container_has_read_leave_its_memory_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "CGROUP", tmp_path)
+    for name, text in {"max": "5000\n", "current": "4000\n", "stat": "anon 900\ninactive_file 3000\n"}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert pictures._available_memory() == 4000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert pictures._available_memory() > 10**6

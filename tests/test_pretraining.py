@@ -168,7 +168,9 @@ def test_a_frozen_backbone_is_refused(fractals):
 
 @pytest.mark.parametrize("wrong", [dict(steps=0), dict(steps=10, checks=3), dict(batch_size=1), dict(learning_rate=0)])
 def test_settings_outside_their_range_are_refused(wrong):
-    with pytest.raises(ValueError):
+    with pytest.raises(
+        ValueError, match="10 cannot be divided into 3" if "checks" in wrong else f"{next(iter(wrong))} must be"
+    ):
         Pretraining(**wrong)
 
 

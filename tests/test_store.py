@@ -73,15 +73,17 @@ def test_clear_empties_one_network_or_all(store):
     assert store.entries() == []
 
 
-def write_many(folder, start):
+def write_many(folder, start, both):
     store = FeatureStore(folder)
+    both.wait(300)
     for k in range(start, start + 200, 10):
         store.write("a", "title", vectors(k, k + 10))
 
 
 def test_two_processes_at_once_do_no_harm(tmp_path):
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=write_many, args=(tmp_path, start)) for start in (0, 100)]
+    both = context.Barrier(2)
+    writers = [context.Process(target=write_many, args=(tmp_path, start, both)) for start in (0, 100)]
     for writer in writers:
         writer.start()
     for writer in writers:

@@ -79,7 +79,6 @@ def test_a_file_tells_its_own_width():
 
 
 def test_without_network_the_error_says_what_where_and_what_next(offline, capsys):
-    began = time.perf_counter()
     with pytest.raises(WeightsNotFoundError) as raised:
         load_backbone("ResNet50", image_size=32)
     text = str(raised.value)
@@ -87,16 +86,17 @@ def test_without_network_the_error_says_what_where_and_what_next(offline, capsys
     assert str(offline / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5") in text
     assert 'weights="embedded"' in text and "weights=PATH" in text and "KERAS_HOME" in text
     assert raised.value.__suppress_context__ or raised.value.__context__ is None
-    assert capsys.readouterr().out == "" and time.perf_counter() - began < 5
+    assert capsys.readouterr().out == ""
 
 
 def test_a_name_server_that_never_answers_does_not_hang(offline, monkeypatch):
     monkeypatch.setattr(weights, "_PROBE_SECONDS", 0.2)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: time.sleep(2))
-    began = time.perf_counter()
+    never = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: never.wait(600))
     with pytest.raises(WeightsNotFoundError, match="no answer in 0.2 seconds"):
         load_backbone("ResNet50", image_size=32)
-    assert time.perf_counter() - began < 1.5
+    assert not never.is_set()
+    never.set()  # let its thread go
 
 
 def publish(monkeypatch, offline: Path, content: bytes, served: bytes | None) -> Path:
