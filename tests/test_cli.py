@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -213,7 +212,7 @@ def test_a_killed_fit_goes_on_with_the_same_command_and_leaves_no_half_run(photo
     deadline = time.monotonic() + 600
     while not state.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert state.exists() and not out.exists(), (tmp_path / "said").read_text()
     refused = run_here(*arguments, "--seed", 7)

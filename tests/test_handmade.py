@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -42,3 +44,9 @@ def test_what_is_no_picture_is_refused():
         colour_histogram(np.zeros((4, 4, 3)))
     with pytest.raises(ValueError, match="8 cells need 32 pixels"):
         hog_features(np.zeros((1, 16, 16, 3)))
+
+
+def test_without_scikit_image_hog_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.feature", None)
+    with pytest.raises(ImportError, match="pip install scikit-image"):
+        hog_features(np.zeros((1, 32, 32, 3), np.uint8))

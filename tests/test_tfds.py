@@ -6,6 +6,7 @@ import functools
 import hashlib
 import http.server
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -173,3 +174,9 @@ def test_equal_pictures_on_both_sides_of_given_splits_are_named(caplog):
     options = {"class_names": ("a", "b"), "seed": 0, "batch_size": 4}
     split_pixels(images, np.arange(12) % 2, digests, split=None, given=sides, **options)
     assert "LEAK" in caplog.text and "picture 0 = picture 11" in caplog.text
+
+
+def test_without_tensorflow_datasets_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ImportError, match="pip install tensorflow-datasets importlib_resources"):
+        load_tfds("tf_flowers")

@@ -20,9 +20,12 @@ def hog_features(images: np.ndarray, *, cells: int = 8) -> np.ndarray:
 
     Raises:
         ValueError: If these are no square pictures, or they are too small for so many cells.
+        ImportError: If scikit-image is not installed.
     """
-    from skimage.feature import hog
-
+    try:
+        from skimage.feature import hog
+    except ImportError as error:
+        raise ImportError("hog_features needs scikit-image: pip install scikit-image") from error
     images = _checked(images)
     if images.shape[1] != images.shape[2]:
         raise ValueError(f"It takes square pictures, got {images.shape[1:3]}: resize or crop them first.")

@@ -52,6 +52,7 @@ def load_tfds(
         ValueError: when there is no such set, or it does not pair a picture with a class, or it is too large for
             memory and disk.
         ConnectionError: when the set is neither prepared nor to be had by download.
+        ImportError: when TensorFlow Datasets is not installed.
     """
     check_options(batch_size)
     builder = _prepare(name, data_dir)
@@ -110,7 +111,11 @@ def _retries(count: int) -> Iterator[None]:
 
 
 def _prepare(name: Any, data_dir: str | os.PathLike | None) -> Any:
-    import tensorflow_datasets as tfds
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        message = "load_tfds needs TensorFlow Datasets: pip install tensorflow-datasets importlib_resources"
+        raise ImportError(message) from error
 
     if isinstance(name, tfds.core.DatasetBuilder):
         return name
