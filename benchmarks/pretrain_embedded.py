@@ -5,10 +5,11 @@
 Tiny ImageNet (Stanford CS231n, 200 classes at 64 px, http://cs231n.stanford.edu/tiny-imagenet-200.zip) may be an
 unpacked `wnid/**/*.JPEG` tree or a folder of zips. One softmax tells 200 photographed classes and 400 fractal systems
 apart. The first steps see pictures at 64 px, the others at 96 px, where the network is used, with fewer fractals in a
-batch, for batch-norm statistics nearer to photographs. A batch is a function of the seed and of its step: started
-again, a run goes on from the last 250 steps with the pictures that it would have seen. Its 12,000 steps took an hour on
-two cores with other work beside; `--times` makes it longer. What that run is worth, and how the embedded weights
-themselves came about, by five runs of this script's ancestor, is told in `data/embedded_weights.md`.
+batch, for batch-norm statistics nearer to photographs; the last ones, under a second cosine, with the fewest and with
+crops that are nearer to whole pictures, as the network will see them. A batch is a function of the seed and of its
+step: started again, a run goes on from the last 250 steps with the pictures that it would have seen. 28,000 steps take
+nearly two hours on two quiet cores; `--times` makes a run longer. What one is worth, and how the embedded
+weights themselves came about, by five runs of this script's ancestor, is told in `data/embedded_weights.md`.
 """
 
 from __future__ import annotations
@@ -32,19 +33,33 @@ from PIL import Image
 from tlkeras.fractals import make_fractals
 
 SIZE, SYSTEMS, PICTURES, BATCH, EPOCH = 64, 400, 120, 128, 250
-PEAK, WARM_UP = 2.5e-3, 500
+WARM_UP = 500
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps at one size, and how many of a batch are fractals."""
+    """Steps at one size.
+
+    Attributes:
+        steps: how many.
+        image_size: in pixels.
+        num_fractals: of each batch; the others are photographs.
+        least_area: of a crop, as a share of its picture.
+        peak: of a learning rate whose cosine begins with this phase and lasts until the next one begins; None goes on.
+    """
 
     steps: int
     image_size: int
     num_fractals: int
+    least_area: float = 0.5
+    peak: float | None = None
 
 
-PHASES = Phase(5_000, 64, 24), Phase(7_000, 96, 6)
+PHASES = (
+    Phase(8_000, 64, 32, peak=2.5e-3),
+    Phase(12_000, 96, 10),
+    Phase(8_000, 96, 4, least_area=0.7, peak=1.5e-3),
+)
 
 
 def read_photographs(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -88,14 +103,14 @@ def blur(images: tf.Tensor) -> tf.Tensor:
     return (x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
 
 
-def augment(images: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
-    """Crops of 50 to 100 %, flips, sharpness, light, a tenth of them grey: a function of the seed alone."""
+def augment(images: tf.Tensor, size: int, least_area: float, seed: tf.Tensor) -> tf.Tensor:
+    """Crops, flips, sharpness, light, a tenth of them grey: a function of the seed alone."""
     draws = iter(range(100))
 
     def uniform(shape: list[int], low: float = 0.0, high: float = 1.0) -> tf.Tensor:
         return tf.random.stateless_uniform(shape, seed + [0, next(draws)], low, high)
 
-    side, aspect = tf.sqrt(uniform([BATCH], 0.5, 1.0)), tf.exp(uniform([BATCH], -0.2, 0.2))
+    side, aspect = tf.sqrt(uniform([BATCH], least_area, 1.0)), tf.exp(uniform([BATCH], -0.2, 0.2))
     height, width = tf.minimum(side * aspect, 1.0), tf.minimum(side / aspect, 1.0)
     top, left = uniform([BATCH]) * (1 - height), uniform([BATCH]) * (1 - width)
     flip = uniform([BATCH]) < 0.5
@@ -138,7 +153,7 @@ class Batches:
             images = tf.concat([tf.gather(self.photos, i), tf.gather(self.fractals, j)], 0)
             labels = tf.concat([tf.gather(self.labels, i), tf.gather(self.systems, j)], 0)
             seed = tf.stack([self.seed, tf.cast(step, tf.int32) * 100])
-            return augment(tf.cast(images, tf.float32), phase.image_size, seed), labels
+            return augment(tf.cast(images, tf.float32), phase.image_size, phase.least_area, seed), labels
 
         return tf.data.Dataset.range(start, stop).map(batch, num_parallel_calls=1).prefetch(4)
 
@@ -176,6 +191,33 @@ def build(num_classes: int, momentum: float = 0.97) -> keras.Model:
     return keras.Sequential([*layers, keras.layers.Dense(num_classes)])
 
 
+class Cosines(keras.optimizers.schedules.LearningRateSchedule):
+    """One warm-up and cosine after the other, each beginning with a phase that has a peak."""
+
+    def __init__(self, phases: Sequence[Phase]) -> None:
+        """Lay them out; the first phase has a peak."""
+        begins = [k for k, phase in enumerate(phases) if phase.peak]
+        self.parts = []
+        for first, end in zip(begins, [*begins[1:], len(phases)], strict=True):
+            steps = sum(phase.steps for phase in phases[first:end])
+            warm_up = min(WARM_UP, steps // 10)
+            cosine = keras.optimizers.schedules.CosineDecay(
+                1e-5, steps - warm_up, warmup_target=phases[first].peak, warmup_steps=warm_up
+            )
+            self.parts.append((sum(phase.steps for phase in phases[:first]), cosine))
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Get the learning rate of a step."""
+        step, rate = tf.cast(step, tf.float32), 0.0
+        for begin, cosine in self.parts:
+            rate = tf.where(step >= begin, cosine(tf.maximum(step - begin, 0.0)), rate)
+        return rate
+
+    def get_config(self) -> dict:
+        """Nothing: a run is not saved with its optimizer's configuration."""
+        return {}
+
+
 class Checkpoint(keras.callbacks.Callback):
     """Weights, moments and step after every epoch, in one file that is whole or not there."""
 
@@ -193,10 +235,7 @@ class Checkpoint(keras.callbacks.Callback):
 def train(batches: Batches, run: Path, phases: Sequence[Phase] = PHASES, epoch: int = EPOCH) -> keras.Model:
     """The trained model; goes on where a run in this folder stopped."""
     model = build(batches.num_classes)
-    total = sum(phase.steps for phase in phases)
-    warm_up = min(WARM_UP, total // 10)
-    schedule = keras.optimizers.schedules.CosineDecay(1e-5, total - warm_up, warmup_target=PEAK, warmup_steps=warm_up)
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02, clipnorm=5.0)
+    optimizer = keras.optimizers.AdamW(Cosines(phases), weight_decay=0.02, clipnorm=5.0)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
