@@ -140,7 +140,9 @@ def told(folder, **changed):
 def test_a_leak_in_the_given_split_stands_beside_the_figures(run):
     folder, *_ = run
     assert "on both sides" not in told(folder)
-    assert "1 groups of pictures that look the same lie on both sides" in told(folder, leaks=[["a.jpg", "b.jpg"]])
+    assert "1 groups of pictures that look the same or belong together lie on both sides" in told(
+        folder, leaks=[["a.jpg", "b.jpg"]]
+    )
 
 
 def test_a_probe_has_no_epochs_and_a_phase_that_only_hurt_is_put_back(run):
