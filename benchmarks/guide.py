@@ -1,4 +1,4 @@
-"""Ours against the Keras guide's printed recipe and against a linear probe: accuracy over seeds and wall time.
+"""Ours against a recipe after the Keras guide and against a linear probe: accuracy over seeds and wall time.
 
     python benchmarks/guide.py DATA/hymenoptera DATA/flowers DATA/chest_xray_pneumonia [--seeds 3]
 

@@ -213,10 +213,6 @@ class Cosines(keras.optimizers.schedules.LearningRateSchedule):
             rate = tf.where(step >= begin, cosine(tf.maximum(step - begin, 0.0)), rate)
         return rate
 
-    def get_config(self) -> dict:
-        """Nothing: a run is not saved with its optimizer's configuration."""
-        return {}
-
 
 class Checkpoint(keras.callbacks.Callback):
     """Weights, moments and step after every epoch, in one file that is whole or not there."""

@@ -75,4 +75,4 @@ def test_response_normalisation_of_large_values_in_half_precision_is_that_in_ful
     x = np.full((1, 1, 1, 8), 300.0, "float32")  # the square of 256 is more than float16 holds
     half, full = LocalResponseNormalization(dtype="mixed_float16")(x), LocalResponseNormalization()(x)
     np.testing.assert_allclose(np.asarray(half, "float32"), np.asarray(full), rtol=1e-2)
-    assert str(half.dtype).endswith("float16'>") or "float16" in str(half.dtype)
+    assert "float16" in str(half.dtype)

@@ -78,8 +78,7 @@ def fit(
         "strategy": strategy, "image_size": image_size, "batch_size": batch_size, "augment": augment, "seed": seed,
         "groups": groups,
     }  # fmt: skip
-    out = out.expanduser()
-    metrics = fit_folder(arguments, out, overwrite=overwrite)
+    metrics = fit_folder(arguments, out := out.expanduser(), overwrite=overwrite)
     for split in ("validation", "test"):
         if metrics[split]:
             accuracy, balanced = (Interval(**metrics[split][key]) for key in ("accuracy", "balanced_accuracy"))

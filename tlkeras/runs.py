@@ -40,7 +40,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     from tlkeras.recipes import transfer
     from tlkeras.report import draw_figures, write_report
     from tlkeras.settings import Settings
-    from tlkeras.splits import find_leaks, write_manifest
+    from tlkeras.splits import write_manifest
 
     started = time.perf_counter()
     if out.exists() and not (overwrite and (out / "metrics.json").exists()):
@@ -73,8 +73,6 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
             shutil.rmtree(partial)
         raise
     held_out = predict(result.model, data)
-    files = [(path, split) for split, paths in data.paths.items() for path in paths]
-    pieces = np.concatenate([data.pieces[split] for split in data.paths])
     test = None if data.test is None else evaluate(open_test(result.model, data)).to_dict()
     found = evaluate(held_out)
     metrics = {
@@ -85,7 +83,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
         "audit": {phase: report.to_dict() for phase, report in result.history.audits.items()},
         "set_aside": [dataclasses.asdict(item) for item in data.set_aside],
         "duplicates": [list(paths) for paths in data.duplicates],
-        "leaks": [list(sides.values()) for sides in find_leaks(*zip(*files, strict=True), pieces)],
+        "leaks": _leaks(data),
         "kept_epoch": result.history.kept,
         "kept_share": result.history.shares,
         "backbone": {"weights": str(backbone.weights)}
@@ -192,6 +190,16 @@ def advise_folder(arguments: dict, budget: float):
 
     data, backbone = _load(arguments)
     return advise(data, backbone, budget=budget, seed=arguments["seed"])
+
+
+def _leaks(data) -> list[list[str]]:
+    """A file of each side for what looks the same or belongs to one group and lies on several."""
+    from tlkeras.splits import find_leaks
+
+    rows = [row for split in data.index for row in zip(data.paths[split], data.pieces[split], strict=True)]
+    sides = [split for split in data.index for _ in data.paths[split]]
+    paths, pieces = zip(*rows, strict=True)
+    return [list(found.values()) for found in find_leaks(paths, sides, pieces)]
 
 
 def _load(arguments: dict, **options) -> tuple:
