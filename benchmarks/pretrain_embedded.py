@@ -5,11 +5,11 @@
 Tiny ImageNet (Stanford CS231n, 200 classes at 64 px, http://cs231n.stanford.edu/tiny-imagenet-200.zip) may be an
 unpacked `wnid/**/*.JPEG` tree or a folder of zips. One softmax tells 200 photographed classes and 400 fractal systems
 apart. The first steps see pictures at 64 px, the others at 96 px, where the network is used, with fewer fractals in a
-batch, for batch-norm statistics nearer to photographs; the last ones, under a second cosine, with the fewest and with
-crops that are nearer to whole pictures, as the network will see them. A batch is a function of the seed and of its
-step: started again, a run goes on from the last 250 steps with the pictures that it would have seen. 28,000 steps take
-nearly two hours on two quiet cores; `--times` makes a run longer. What one is worth, and how the embedded
-weights themselves came about, by five runs of this script's ancestor, is told in `data/embedded_weights.md`.
+batch, for batch-norm statistics nearer to photographs, and with crops that are nearer to whole pictures, as the network
+will see them. In the last ones half of the fractals are soft, as handwritten digits of 8 pixels are. A batch is a
+function of the seed and of its step: started again, a run goes on from the last 250 steps with the pictures that it
+would have seen. 37,000 steps take two and a half hours on two quiet cores; `--times` makes a run longer. What they are
+worth is told in `data/embedded_weights.md`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Phase:
         num_fractals: of each batch; the others are photographs.
         least_area: of a crop, as a share of its picture.
         peak: of a learning rate whose cosine begins with this phase and lasts until the next one begins; None goes on.
+        soft: share of the fractals that are enlarged from a quarter of the size.
     """
 
     steps: int
@@ -53,12 +54,16 @@ class Phase:
     num_fractals: int
     least_area: float = 0.5
     peak: float | None = None
+    soft: float = 0.0
 
 
 PHASES = (
     Phase(8_000, 64, 32, peak=2.5e-3),
     Phase(12_000, 96, 10),
     Phase(8_000, 96, 4, least_area=0.7, peak=1.5e-3),
+    Phase(4_000, 96, 10, least_area=0.7, peak=1.5e-3, soft=0.5),
+    Phase(1_000, 96, 4, least_area=0.7, soft=0.5),
+    Phase(4_000, 96, 4, least_area=0.7, peak=1.2e-3, soft=0.5),
 )
 
 
@@ -103,14 +108,14 @@ def blur(images: tf.Tensor) -> tf.Tensor:
     return (x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
 
 
-def augment(images: tf.Tensor, size: int, least_area: float, seed: tf.Tensor) -> tf.Tensor:
-    """Crops, flips, sharpness, light, a tenth of them grey: a function of the seed alone."""
-    draws = iter(range(100))
+def augment(images: tf.Tensor, phase: Phase, seed: tf.Tensor) -> tf.Tensor:
+    """Crops, flips, sharpness, light, a tenth of them grey: a function of the seed alone; fractals come last."""
+    draws, size = iter(range(100)), phase.image_size
 
     def uniform(shape: list[int], low: float = 0.0, high: float = 1.0) -> tf.Tensor:
         return tf.random.stateless_uniform(shape, seed + [0, next(draws)], low, high)
 
-    side, aspect = tf.sqrt(uniform([BATCH], least_area, 1.0)), tf.exp(uniform([BATCH], -0.2, 0.2))
+    side, aspect = tf.sqrt(uniform([BATCH], phase.least_area, 1.0)), tf.exp(uniform([BATCH], -0.2, 0.2))
     height, width = tf.minimum(side * aspect, 1.0), tf.minimum(side / aspect, 1.0)
     top, left = uniform([BATCH]) * (1 - height), uniform([BATCH]) * (1 - width)
     flip = uniform([BATCH]) < 0.5
@@ -123,7 +128,11 @@ def augment(images: tf.Tensor, size: int, least_area: float, seed: tf.Tensor) ->
     images = tf.where(uniform([BATCH, 1, 1, 1]) < 0.1, grey, images)
     mean = tf.reduce_mean(images, axis=[1, 2, 3], keepdims=True)
     images = (images - mean) * uniform([BATCH, 1, 1, 1], 0.7, 1.3) + mean
-    return tf.clip_by_value(images * uniform([BATCH, 1, 1, 3], 0.8, 1.2), 0, 255)
+    images = tf.clip_by_value(images * uniform([BATCH, 1, 1, 3], 0.8, 1.2), 0, 255)
+    photographs, fractals = images[: -phase.num_fractals], images[-phase.num_fractals :]
+    soft = tf.image.resize(tf.image.resize(fractals, [size // 4, size // 4], "area"), [size, size])
+    fractals = tf.where(uniform([phase.num_fractals, 1, 1, 1]) < phase.soft, soft, fractals)
+    return tf.concat([photographs, fractals], 0)
 
 
 class Batches:
@@ -153,7 +162,7 @@ class Batches:
             images = tf.concat([tf.gather(self.photos, i), tf.gather(self.fractals, j)], 0)
             labels = tf.concat([tf.gather(self.labels, i), tf.gather(self.systems, j)], 0)
             seed = tf.stack([self.seed, tf.cast(step, tf.int32) * 100])
-            return augment(tf.cast(images, tf.float32), phase.image_size, phase.least_area, seed), labels
+            return augment(tf.cast(images, tf.float32), phase, seed), labels
 
         return tf.data.Dataset.range(start, stop).map(batch, num_parallel_calls=1).prefetch(4)
 

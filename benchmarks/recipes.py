@@ -8,7 +8,7 @@ systems), or both. The judge is that of `embedded.py`: linear probes on pooled f
 a line of --log, so the same command goes on where it stopped; `benchmarks/recipes-240000.jsonl` holds what was run with
 a quarter of the budget, eight quiet minutes a run on two cores. A small budget says nothing: after 48,000 pictures (375
 steps) features learnt from labels, of fractals or of photographs, were *worse* than random ones on flowers, ants and
-bees and X-rays (one seed). 960,000 are what the embedded weights saw in their first run. A run need not come out
+bees and X-rays (one seed). 960,000 are what earlier embedded weights saw in their first run. A run need not come out
 again to the digit: labels of fractals, seed 0, gave 76.2 and 71.3 % on unseen fractals on two days. Nobody looked for
 the cause; on one machine thirty steps gave the same weights to the bit in two processes.
 """

@@ -14,7 +14,7 @@ EXERCISES = {
                 "in some seed an earlier stage is the best: `kind='knn'`, near set?",
             ),
             (
-                lambda a: np.all(a[:, 2] < 0.45 * a[:, 6]),
+                lambda a: np.all(a[:, 2] < 0.4 * a[:, 6]),
                 "stage 3 is too good for nearest neighbours: `kind='knn'`?",
             ),
         ),

@@ -27,19 +27,20 @@ EXERCISES = {
                 "not half: right alarms are share * sensitivity, wrong ones (1 - share) * (1 - specificity).",
             ),
             (
-                lambda a: np.abs(a[:2] - [0.86, 0.76]).max() < 0.04,
+                lambda a: np.abs(a[:2] - [0.91, 0.95]).max() < 0.02,
                 "the lesson's means over five seeds are those of `kept` and `left in peace`.",
             ),
         ),
     ),
     "12.3": Exercise(
-        "AUC, (3, 2): by seed; judged with the marks, without them, learnt with them both times",
+        "shares of the sick found at 0.5, (3, 2): by seed; with the marks, without them, learnt with them both times",
         (3, 2),
         (
+            IN_SHARES,
             (lambda a: np.all(a[:, 0] > 0.9), "with marks too low: is the mark in the sick pictures of all parts?"),
             (
-                lambda a: np.all(a[:, 1] < a[:, 0] - 0.05),
-                "without marks too good: learn from the marked pictures, judge the others.",
+                lambda a: np.all(a[:, 1] < 0.5),
+                "without marks too good: learn from the marked pictures, judge the others, and count the sick, no AUC.",
             ),
         ),
     ),

@@ -24,7 +24,7 @@ EXERCISES = {
             (lambda a: a[:, 0].mean() > 0.5, "the full weights should do better: same cut for learning and judging?"),
             (lambda a: abs(np.mean(a[:, 0] - a[:, 1])) < 0.01, "11 bits cost next to nothing. Is the first column 24?"),
             (
-                lambda a: np.mean(a[:, 0] - a[:, 4]) > 0.2,
+                lambda a: np.mean(a[:, 0] - a[:, 4]) > 0.45,
                 "1 bit should cost more. Was the head trained anew on the rounded features?",
             ),
         ),
@@ -37,7 +37,7 @@ EXERCISES = {
                 lambda a: np.all(a > 1),
                 "some pass. Did the forger see these pictures, or are they those in the folder?",
             ),
-            (lambda a: np.all(a > 5), "they move more than that: divide by the tolerance on the card."),
+            (lambda a: np.all(a > 10), "they move more than that: divide by the tolerance on the card."),
         ),
     ),
 }
