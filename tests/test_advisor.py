@@ -45,9 +45,9 @@ def test_where_an_early_stage_is_surely_better_the_probe_sits_there(backbone):
     """Classes that differ in a fine texture only, which later stages of this network average away."""
     rng = np.random.default_rng(0)
     labels = np.arange(120) % 2
-    grid = np.indices((64, 64)).sum(axis=0) % 2 * 6.0
+    grid = np.indices((64, 64)).sum(axis=0) % 2 * 24.0
     noise = rng.normal(0, 25, (120, 16, 16, 3)).repeat(4, axis=1).repeat(4, axis=2)
-    images = 128 + noise + np.where(labels[:, None, None] == 1, grid, 3.0)[..., None]
+    images = 128 + noise + np.where(labels[:, None, None] == 1, grid, 12.0)[..., None]
     data = load_arrays(images.clip(0, 255).astype("uint8"), labels, split=Split(near_duplicates=False))
     advice = advise(data, backbone)
     assert advice.cell.endswith("far") and advice.chosen.stage != backbone.stages[-1]

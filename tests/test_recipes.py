@@ -117,7 +117,7 @@ def test_a_rare_class_is_learnt_by_the_default_recipe():
     """Eleven to one: with weights in training alone, epochs were judged by another loss and all of them put back."""
     rng = np.random.default_rng(0)
     labels = (np.arange(480) % 12 == 0).astype(int)
-    colours = rng.normal(110, 12, (480, 1, 1, 3)) + 15 * labels[:, None, None, None]
+    colours = rng.normal(110, 12, (480, 1, 1, 3)) + 25 * labels[:, None, None, None]
     images = (colours + rng.normal(0, 6, (480, 32, 32, 3))).clip(0, 255).astype("uint8")
     data = load_arrays(images, labels, split=Split(validation=0.5, near_duplicates=False))
     backbone = load_backbone(weights="embedded", image_size=32)
