@@ -200,6 +200,20 @@ def test_auto_takes_the_width_that_is_in_the_cache(offline, caplog):
     assert weights_in_reach("MobileNetV2") is None and weights_in_reach("MobileNetV2", 0.35).parent == offline
 
 
+@pytest.mark.parametrize("damaged", [True, False], ids=["a damaged file", "a download that breaks off"])
+def test_auto_takes_the_embedded_weights_where_imagenets_turn_out_not_to_be_in_reach(
+    damaged, offline, monkeypatch, caplog
+):
+    width = CATALOGUE["MobileNetV2"].width(1.0)
+    if damaged:
+        (offline / width.file).write_bytes(b"half of a file")
+    else:
+        monkeypatch.setattr(weights, "_unreachable", lambda url: None)
+    backbone = load_backbone(weights="auto", image_size=32)
+    assert (backbone.weights, backbone.alpha) == ("embedded", 0.35)
+    assert width.file in caplog.text and "taking the embedded" in caplog.text
+
+
 def test_missing_embedded_weights_are_said_to_be_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "EMBEDDED_FILE", tmp_path / "embedded.npz")
     with pytest.raises(WeightsNotFoundError, match=r"embedded\.npz"):
@@ -285,6 +299,30 @@ def test_whatever_the_damage_the_error_is_the_same_clear_one(spoil, net, tmp_pat
     assert find_weights(entry, path, None, 224) == (path, 1.0, str(path))  # as its width cannot be told
     with pytest.raises(ValueError, match=rf"{path.name} cannot be read as weights .* expected 15 weights"):
         fill_weights(net, path, entry, 1.0)
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".npz", ".keras"])
+def test_a_small_file_that_claims_to_be_a_large_one_is_refused_before_it_is_read(suffix, net, tmp_path, monkeypatch):
+    path = tmp_path / f"claims{suffix}"
+    if suffix == ".npz":
+        np.savez_compressed(path, np.zeros(10**6, "float32"))
+    elif suffix == ".keras":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("model.weights.h5", bytes(4 * 10**6))
+    else:
+        with h5py.File(path, "w") as group:
+            group.create_dataset("layers/dense/vars/0", shape=(10**9,), chunks=(10**6,), dtype="float32")
+    assert path.stat().st_size < 20_000
+    for reads in ("_read", "_read_npz"):
+        monkeypatch.delattr(weights, reads)
+    with pytest.raises(ValueError, match=rf"{path.name} cannot be read as weights .*far too many"):
+        fill_weights(net, path, CATALOGUE["MobileNetV2"], 1.0)
+
+
+def test_weights_that_are_no_numbers_are_refused(net, tmp_path):
+    np.savez(tmp_path / "net.npz", np.full((4, 3), np.nan, "float32"), np.zeros(3, "float32"))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        fill_weights(net, tmp_path / "net.npz", CATALOGUE["MobileNetV2"], 1.0)
 
 
 def test_damage_that_only_reading_meets_is_told_as_clearly(net, tmp_path):

@@ -32,6 +32,7 @@ EMBEDDED_NAME, EMBEDDED_ALPHA = "MobileNetV2", 0.35
 EMBEDDED_FILE = Path(__file__).parent / "embedded.npz"
 _PROBE_SECONDS = 5  # a name server that never answers ignores socket timeouts, so the probe has its own clock
 _ONE_AT_A_TIME = threading.Lock()  # the timeout is the whole process's
+MOST_BYTES = 200  # a file may hold a weight: a classifier of which ours is a tenth, with its optimizer's state
 _STALL_SECONDS = 30  # a download that says nothing for so long has failed
 
 
@@ -65,14 +66,25 @@ def choose_weights(entry: Entry, alpha: float | None, image_size: int) -> tuple[
     file, url = _file_at(entry, wanted, image_size)
     if weights_in_reach(entry.name, wanted) or not _unreachable(url):
         logger.info("weights: ImageNet for %s (%s)", entry.name, file)
-        return "imagenet", entry.name, alpha
+        try:
+            path = _imagenet(entry, wanted, image_size)
+            if _readable(entry, wanted, path):
+                return "imagenet", entry.name, alpha
+            logger.warning("weights: %s is damaged; delete it, and it will be fetched again", path)
+        except WeightsNotFoundError as error:  # a damaged file, or a download that broke off
+            logger.warning("weights: %s", " ".join(str(error).split()))
     missed = f"ImageNet weights for {entry.title(wanted)} are out of reach"
-    others = [other for other in sorted(entry.widths, reverse=True) if weights_in_reach(entry.name, other)]
+    others = [other for other in sorted(entry.widths, reverse=True) if other != wanted and _readable(entry, other)]
     if alpha is None and others:
         logger.warning("weights: %s; taking those at alpha %s, the widest in the cache", missed, others[0])
         return "imagenet", entry.name, others[0]
     logger.warning("weights: %s; taking the embedded %s, alpha %s", missed, EMBEDDED_NAME, EMBEDDED_ALPHA)
     return "embedded", EMBEDDED_NAME, EMBEDDED_ALPHA
+
+
+def _readable(entry: Entry, alpha: float, path: Path | None = None) -> bool:
+    path = path or weights_in_reach(entry.name, alpha)
+    return path is not None and _count(path, entry.width(alpha).num_weights) is not None
 
 
 def find_weights(
@@ -100,7 +112,7 @@ def find_weights(
     if not path.is_file():
         raise WeightsNotFoundError(f'weights must be "imagenet", "embedded", "auto", None or a file; no file: {path}')
     if alpha is None:  # a file tells its width by the number of weights it holds
-        held = _count(path)
+        held = _count(path, max(row.num_weights for row in entry.widths.values()))
         alpha = next((width for width, row in entry.widths.items() if row.num_weights == held), 1.0)
     return path, alpha, str(path)
 
@@ -210,13 +222,15 @@ def fill_weights(model: keras.Model, file: Path, entry: Entry, alpha: float) -> 
     Raises:
         ValueError: the file does not fit; said are the file, the net, what it holds and what was expected.
     """
-    held, expected = _count(file), model.count_params()
+    held = _count(file, expected := model.count_params())
     try:
         if held is None or held < expected:  # Keras fills what it can of some files and only warns about the rest
-            raise ValueError("too few weights, or none that can be read")
+            raise ValueError("too few weights, far too many, or none that can be read")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             _read(model, file, entry, more=held > expected)
+        if not all(np.isfinite(keras.ops.convert_to_numpy(variable)).all() for variable in model.weights):
+            raise ValueError("some of them are NaN or infinite")
     except Exception as error:  # h5py, zipfile, numpy and Keras each have their own for a file that does not fit
         holds = "cannot be read as weights (.h5, .weights.h5, .keras or .npz)" if held is None else f"holds {held:,}"
         raise ValueError(
@@ -256,8 +270,8 @@ def _by_number(name: str) -> list:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def _count(file: Path) -> int | None:
-    """Number of weights that a file holds, or None where it cannot be read."""
+def _count(file: Path, expected: int) -> int | None:
+    """Number of weights that a file holds, or None where it cannot be read or claims far more than are `expected`."""
     import h5py
 
     counted = 0
@@ -268,6 +282,10 @@ def _count(file: Path) -> int | None:
             counted += int(np.prod(item.shape))
 
     try:
+        if zipfile.is_zipfile(file):  # a small file may unpack to any size
+            with zipfile.ZipFile(file) as archive:
+                if sum(part.file_size for part in archive.infolist()) > MOST_BYTES * expected + 10**6:
+                    return None
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as arrays:
                 return sum(arrays[key].size for key in arrays.files)
@@ -279,4 +297,4 @@ def _count(file: Path) -> int | None:
                 group.visititems(add)
     except Exception:  # damage has many names: EOFError, zlib.error, RuntimeError of h5py, TokenError of numpy's header
         return None
-    return counted
+    return counted if 4 * counted <= MOST_BYTES * expected else None
