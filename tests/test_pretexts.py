@@ -47,6 +47,15 @@ def test_every_task_trains_every_weight_of_the_backbone(task, tiny_backbone):
     assert all(np.abs(gradient.numpy()).max() > 0 for gradient in gradients)
 
 
+def test_the_loss_of_classes_is_the_mean_surprise_at_the_right_one():
+    logits, targets = np.random.default_rng(0).normal(0, 3, (12, 4)), np.arange(12) % 4
+    slow = [-np.log(np.exp(row[right]) / np.exp(row).sum()) for row, right in zip(logits, targets, strict=True)]
+    sound = Sound(sounds=np.ones((12, 512)), num_clusters=2)
+    for task in (Labels(targets), Rotation(), sound):
+        loss = task.loss(tf.constant(targets), tf.constant(logits, tf.float32))
+        assert number(loss) == pytest.approx(np.mean(slow), rel=1e-5)
+
+
 def test_a_turned_picture_says_by_how_much():
     right = Rotation(smallest=0.999)
     ramp = np.zeros((200, 32, 32, 3), np.uint8)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import keras
@@ -54,9 +55,17 @@ def test_training_changes_the_backbone_that_was_given_and_it_becomes_a_classifie
     assert model.predict(fractals[0][:4], verbose=0).shape == (4, 8)
 
 
-def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(fractals, tmp_path):
+@pytest.mark.parametrize("drops", [False, True], ids=["plain", "with dropout"])
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(drops, fractals, tmp_path):
+    def begin(seed=0):
+        backbone = small(seed=seed)
+        if drops:  # as EfficientNets do inside; no file of weights keeps what comes next
+            spoilt = keras.layers.Dropout(0.5)(backbone.model.output)
+            backbone = dataclasses.replace(backbone, model=keras.Model(backbone.model.inputs[0], spoilt))
+        return backbone
+
     def run(folder, stop_after=None):
-        backbone = small()
+        backbone = begin()
         settings = Pretraining(**SHORT, folder=folder)
         if stop_after:
             from tlkeras.checks import RunFolder
@@ -71,7 +80,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(fractals, tmp_path)
             with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
                 patch.setattr(RunFolder, "save", save_and_die)
                 pretrain(backbone, fractals[0], tl.SimCLR(width=16), settings=settings)
-            backbone = small(seed=1)  # another process begins with other weights
+            backbone = begin(seed=1)  # another process begins with other weights
         return pretrain(backbone, fractals[0], tl.SimCLR(width=16), settings=settings)
 
     whole, resumed = run(tmp_path / "whole"), run(tmp_path / "killed", stop_after=4)

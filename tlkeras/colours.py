@@ -60,7 +60,7 @@ def nearest_bin(ab: Any, bins: np.ndarray) -> Any:
 
 
 def rebalancing(frequency: np.ndarray, share: float) -> np.ndarray:
-    """Get the weight of each colour, 1 on average over the pictures: equation 4 of Zhang et al. 2016.
+    """Get the weight of each colour, 1 on average over the pictures: equation 4 of Zhang et al. 2016, unsmoothed.
 
     Args:
         frequency: Of each bin, sums to 1.

@@ -163,7 +163,7 @@ def pretrain(
                 steps_per_epoch=every,
                 initial_epoch=done,
                 epochs=settings.checks,
-                callbacks=[checks, lines],
+                callbacks=[_SeededByStep(settings.seed, every), checks, lines],
                 shuffle=False,  # the steps have an order
                 verbose=0,
             )
@@ -179,6 +179,19 @@ def pretrain(
             "with batch norm looks like this after few steps too, until its averages have caught up: train it longer."
         )
     return pretrained
+
+
+class _SeededByStep(keras.callbacks.Callback):
+    """Sets what dropout draws from by the step, so that a run that goes on drops what the run in one piece does."""
+
+    def __init__(self, seed: int, every: int):
+        super().__init__()
+        self.seed, self.every = seed, every
+
+    def on_epoch_begin(self, epoch, logs=None):
+        states = [variable for variable in self.model.non_trainable_variables if "seed_generator" in variable.path]
+        for index, state in enumerate(states):
+            state.assign([(1009 * self.seed + index) % 2**32, epoch * self.every])
 
 
 class _BatchLoss(keras.losses.Loss):
