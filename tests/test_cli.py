@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from tlkeras.cli import main
+from tlkeras.pictures import decode_picture
 
 COMMAND = [sys.executable, "-m", "tlkeras"]
 
@@ -77,7 +79,7 @@ def finished(photos, odd_files, tmp_path_factory):
     return out, done
 
 
-def test_fit_leaves_everything_a_reader_needs(finished):
+def test_fit_leaves_everything_a_reader_needs(finished, photos):
     out, done = finished
     metrics = json.loads((out / "metrics.json").read_text())
     mistakes = {"mistakes.png"} if metrics["validation"]["accuracy"]["value"] < 1 else set()
@@ -86,7 +88,11 @@ def test_fit_leaves_everything_a_reader_needs(finished):
         "history.png", "confusion.png", "pictures.png",
     }  # fmt: skip
     assert {"value", "low", "high"} <= metrics["validation"]["accuracy"].keys()
-    assert metrics["test"] is None
+    assert metrics["test"] is None and metrics["notes"] == []
+    with np.load(out / "model" / "golden.npz") as golden:
+        kept = {picture.tobytes() for picture in golden["pictures"]}
+    shown = [file.parent.name for file in photos.rglob("*.png") if decode_picture(file, 64).tobytes() in kept]
+    assert len(kept) == len(shown) == 8 and set(shown) == {"ant", "bee"}
     assert {"probe", "fine-tune", "total"} <= metrics["seconds"].keys()
     assert sum(metrics["counts"]["train"].values()) + sum(metrics["counts"]["validation"].values()) == 48
     assert all(audit["holds"] and not audit["statistics_moved"] for audit in metrics["audit"].values())
@@ -179,6 +185,16 @@ def test_the_users_errors_end_in_one_line_and_usage_in_status_2(
     done = run_here(*arguments)
     assert done.returncode == status
     assert said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("error", [MemoryError("9 TiB"), tf.errors.ResourceExhaustedError(None, None, "OOM")])
+def test_what_does_not_fit_into_memory_ends_in_one_line_that_says_what_would(error, run_here, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("tlkeras.runs.fit_folder", fail)
+    done = run_here("fit", "photos", "--out", "run")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "a smaller --image-size" in done.stderr
 
 
 def test_a_users_error_is_all_that_is_printed(tmp_path):

@@ -56,7 +56,7 @@ def run(tmp_path, tiny_backbone, colour_pictures):
         "counts": data.counts, "audit": {"head": AUDIT}, "kept_epoch": {"head": 2},
         "kept_share": {"head": 1.0},
         "set_aside": [{"path": f"{HOSTILE}.jpg", "reason": "not a picture"}], "duplicates": [["a.jpg", "b.jpg"]],
-        "leaks": [],
+        "leaks": [], "notes": ["class folder 'moth' holds no usable picture"],
         "backbone": {"name": "Tiny", "alpha": None, "weights": "random"}, "strategy": "head", "advice": None,
         "arguments": {"folder": "/photos/insects", "weights": "/photos/my.npz", "seed": 0, "groups": None},
     }  # fmt: skip
@@ -72,7 +72,9 @@ def test_the_page_says_what_the_metrics_say(run):
     assert f"accuracy {100 * value.value:.1f} % ({100 * value.low:.1f} to {100 * value.high:.1f})" in page.text
     assert f"pictures {len(held_out)}" in page.text and f"{known} pictures to learn from" in page.text
     assert "2 of 2" in page.text and "0 of 9" in page.text and "There was no test split" in page.text
-    assert "not a picture" in page.text and "a.jpg; b.jpg" in page.text and "insects" in page.text
+    assert (
+        "not a picture" in page.text and "a.jpg; b.jpg" in page.text and "moth" in page.text and "insects" in page.text
+    )
     assert "/photos" not in page.text, "the page tells strangers how this machine's folders are named"
 
 

@@ -44,7 +44,9 @@ def test_forty_odd_files_are_each_used_or_named(folder, odd_files):
     used = {item.path.removeprefix("ants/") for item in scan.pictures if item.class_name == "ants"}
     assert used == {*good, "0.png", "1.png", "2.png", "3.png"}
     assert all(item.reason and "\n" not in item.reason for item in scan.set_aside)
-    assert "5 hidden or system files and folders ignored" in scan.notes
+    hidden = ("__MACOSX", *(f"ants/{name}" for name in (".DS_Store", "._0.png", ".ipynb_checkpoints", "Thumbs.db")))
+    (note,) = (note for note in scan.notes if note.startswith("5 hidden or system files and folders ignored"))
+    assert all(repr(name) in note for name in hidden)
     for row, item in enumerate(scan.pictures):
         np.testing.assert_array_equal(scan.pixels[row], decode_picture(folder / item.path, 32), err_msg=item.path)
 

@@ -39,10 +39,15 @@ def main() -> None:
         goes_on = "; the same command goes on from the last finished epoch" if sys.argv[1:2] == ["fit"] else ""
         print(f"stopped{goes_on}", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except Exception as error:
+        # A batch too large for a device is an error class of TensorFlow's own.
+        memory = isinstance(error, MemoryError) or "ResourceExhausted" in type(error).__name__
+        if not memory and not isinstance(error, ValueError | OSError | RuntimeError | ImportError):
+            raise
         if os.environ.get("TLKERAS_DEBUG"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        less = "not enough memory; a smaller --image-size or --batch-size needs less. " if memory else ""
+        print(f"error: {less}{' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -46,6 +46,7 @@ def write_report(run: Path) -> Path:
     for key in ("folder", "weights"):  # where they lie is nobody's business to whom the page is sent
         arguments[key] = _name_of(arguments[key])
     aside = [(item["path"], item["reason"]) for item in metrics["set_aside"]]
+    notes = [(note,) for note in metrics["notes"]]
     alike = [("; ".join(paths),) for paths in metrics["duplicates"]]
 
     def in_percent(interval: Mapping[str, float]) -> str:
@@ -72,6 +73,7 @@ def write_report(run: Path) -> Path:
         scores=SCORES.items(),
         lists=[
             (aside, "Files set aside", ("file", "why")),
+            (notes, "What else was found", ("note",)),
             (alike, "Groups of pictures that look the same", ("pictures",)),
         ],
         arguments=arguments,

@@ -68,7 +68,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
             seed=arguments["seed"],
             settings=settings,
         )
-    except ValueError:  # refused: the command that asks for something else must not meet an unfinished run
+    except Exception:  # the command that asks for something else, or for less, must not meet an unfinished run
         if not any(partial.glob("checkpoints/*/*.npz")):
             shutil.rmtree(partial)
         raise
@@ -82,6 +82,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
         "counts": data.counts,
         "audit": {phase: report.to_dict() for phase, report in result.history.audits.items()},
         "set_aside": [dataclasses.asdict(item) for item in data.set_aside],
+        "notes": list(data.notes),
         "duplicates": [list(paths) for paths in data.duplicates],
         "leaks": _leaks(data),
         "kept_epoch": result.history.kept,
@@ -99,7 +100,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
         partial / MODEL_FOLDER,
         result.model,
         class_names=data.class_names,
-        examples=data.pixels.read(data.index["validation"][:8]),
+        examples=data.pixels.read(_examples(data)),
         manifest=partial / "split.csv",
         extra={"validation": metrics["validation"]},
     )
@@ -111,6 +112,13 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
         (partial / note).unlink(missing_ok=True)
     replace_folder(partial, out)
     return metrics
+
+
+def _examples(data) -> np.ndarray:
+    """Eight pictures to be asked for again: spread over validation, which is sorted; few need those of training."""
+    held_out = data.index["validation"]
+    places = held_out if len(held_out) >= 8 else np.concatenate([held_out, data.index["train"]])
+    return places[np.unique(np.linspace(0, len(places) - 1, 8).round().astype(int))]
 
 
 def load_run(folder: Path):

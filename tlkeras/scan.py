@@ -137,8 +137,8 @@ def scan_folder(path: str | os.PathLike, *, image_size: int = 224, looks: bool =
     set_aside = [*walk.set_aside, *(item for item in found if isinstance(item, SetAside))]
     for name in sorted(walk.class_names - trained):
         walk.notes.append(f"class folder {name!r} holds no usable picture to train on and is dropped")
-    if walk.furniture:
-        walk.notes.append(f"{walk.furniture} hidden or system files and folders ignored")
+    if walk.hidden:
+        walk.notes.append(f"{len(walk.hidden)} hidden or system files and folders ignored: {_some(walk.hidden, 20)}")
     if len(trained) < 2:
         raise ValueError(_too_few(root, walk.class_names, sorted(trained), set_aside))
     return Scan(
@@ -179,7 +179,7 @@ class _Walk:
         self.set_aside: list[SetAside] = []
         self.notes: list[str] = []
         self.class_names: set[str] = set()
-        self.furniture = 0
+        self.hidden: list[str] = []
 
     def files(self) -> Iterator[tuple[str, str, str | None]]:
         """Yield (path relative to the root, class name, split or None)."""
@@ -241,7 +241,7 @@ class _Walk:
     def _entries(self, folder: Path) -> list[Path]:
         entries = sorted(folder.iterdir(), key=lambda entry: _order(entry.name))
         wanted = [entry for entry in entries if not _is_furniture(entry.name)]
-        self.furniture += len(entries) - len(wanted)
+        self.hidden += [self._relative(entry) for entry in entries if _is_furniture(entry.name)]
         return wanted
 
     def _relative(self, path: Path) -> str:
