@@ -139,15 +139,14 @@ def save_artifact(
     answers = to_answers(_logits(model, pictures), transfer.task)
     if len(class_names) != (count := _count_classes(answers)):
         raise ValueError(f"{len(class_names)} class names for a model of {count} outputs.")
-    half = compute_precision(model) != "float32"
-    card = make_card(transfer, class_names, half_precision=half, extra=extra)
+    card = make_card(transfer, class_names, half_precision=compute_precision(model) != "float32", extra=extra)
 
     # A folder beside the final one lies on the same disk, so the last step is one rename.
     draft = folder.absolute().with_name(f".{folder.absolute().name}.{uuid.uuid4().hex[:8]}")
     try:
         draft.mkdir(parents=True)
         _without_augmentation(model).save(draft / MODEL)
-        np.savez_compressed(draft / GOLDEN, pictures=pictures, probabilities=answers)
+        np.savez_compressed(draft / GOLDEN, pictures=pictures, probabilities=answers, class_names=card["class_names"])
         if manifest is not None:
             shutil.copyfile(manifest, draft / MANIFEST)
         write_card(draft, card)
@@ -192,8 +191,7 @@ def _load_model(path: Path, saved_with: dict[str, Any]) -> keras.Model:
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
-        # Keras looks too, but `keras.config.enable_unsafe_deserialization()` anywhere in the process overrules
-        # `safe_mode=True`.
+        # Keras looks too, unless `keras.config.enable_unsafe_deserialization()` was called in this process.
         _refuse_code(config, str(path))
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except ArtifactError:
@@ -223,10 +221,12 @@ def _class_names(config: Any) -> Iterator[str]:
 def _replay(model: keras.Model, path: Path, card: dict[str, Any]) -> None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            pictures, golden = arrays["pictures"], arrays["probabilities"]
+            pictures, golden, names = arrays["pictures"], arrays["probabilities"], arrays["class_names"]
         size = card["preprocessing"]["image_size"]
         if pictures.shape[1:] != (size, size, 3) or pictures.dtype != np.uint8:
             raise ValueError(f"pictures are {pictures.dtype} {pictures.shape}, the card says {size} pixels")
+        if names.tolist() != card["class_names"]:
+            raise ValueError(f"they were {names.tolist()}, the card says {card['class_names']}")
         answers = to_answers(_logits(model, pictures), card["task"])
     except Exception as error:  # likewise
         raise ArtifactError(f"{path}: the golden predictions cannot be replayed: {error}") from error
