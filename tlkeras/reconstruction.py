@@ -118,7 +118,7 @@ class Colorization(Pretext):
 
 
 def decoder(backbone: Backbone, size: tuple[int, int]) -> Any:
-    """Get features at a larger size: back up the stages, each with the side and the channels of its stage, mostly twice the side.
+    """Get features at a larger size: back up the stages, each of its stage's side and channels.
 
     Args:
         backbone: Whose last stage it starts from.
