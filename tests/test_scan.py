@@ -51,6 +51,14 @@ def test_forty_odd_files_are_each_used_or_named(folder, odd_files):
         np.testing.assert_array_equal(scan.pixels[row], decode_picture(folder / item.path, 32), err_msg=item.path)
 
 
+def test_a_link_from_one_class_to_another_is_set_aside_and_no_picture_is_of_both(folder):
+    (folder / "ants" / "more").symlink_to(folder / "bees")
+    (folder / "bees" / "more").symlink_to(folder / "ants")
+    scan = scan_folder(folder, image_size=32)
+    assert [item.path for item in scan.set_aside] == ["ants/more/", "bees/more/"]
+    assert len(scan.pictures) == 8
+
+
 def test_given_splits_are_found_by_their_usual_names(folder, tmp_path):
     root = tmp_path / "given"
     for name in ("Train", "valid", "test"):

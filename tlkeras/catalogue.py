@@ -27,7 +27,7 @@ class Entry:
         preprocessing: "tf" (x / 127.5 - 1), "torch" (mean and deviation), "caffe" (BGR minus mean) or "none" (inside).
         image_size: height and width in pixels that the ImageNet weights were trained at.
         min_size: the smallest height and width in pixels that the net accepts.
-        top1: published ImageNet top-1 accuracy in percent at width 1, or None where none is published.
+        top1: ImageNet top-1 accuracy in percent at width 1, as Keras publishes it.
         batch_norm: whether the net has batch-norm layers.
         stages: layer names, first to last; each layer's output cuts the graph in two.
         trained_sizes: image sizes for which separate weights are published; only the MobileNets have several.
@@ -38,7 +38,7 @@ class Entry:
     preprocessing: str
     image_size: int
     min_size: int
-    top1: float | None
+    top1: float
     batch_norm: bool
     stages: tuple[str, ...]
     trained_sizes: tuple[int, ...]

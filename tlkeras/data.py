@@ -269,7 +269,8 @@ def _balance(labels: np.ndarray, class_names: tuple[str, ...]) -> dict[int, floa
 def _say(data: Data) -> None:
     if data.set_aside:
         shown = "; ".join(f"{item.path} ({item.reason})" for item in data.set_aside[:5])
-        more = "; …" if len(data.set_aside) > 5 else ""
+        more = f"; and {len(data.set_aside) - 5} more, see data.set_aside or a run's report.html"
+        more = more if len(data.set_aside) > 5 else ""
         logger.warning("%d files or folders set aside: %s%s", len(data.set_aside), shown, more)
     for note in data.notes:
         logger.warning("%s", note)

@@ -205,16 +205,16 @@ class _Walk:
                 self.set_aside.append(SetAside(f"{name}/", "a folder beside train/ that is no split; not read"))
 
     def _classes(self, folders: dict[str, Path], split: str | None) -> Iterator[tuple[str, str, str | None]]:
+        classes = {name: _identity(folder) for name, folder in folders.items()}
         for name, folder in folders.items():
-            class_name = composed(name)
-            self.class_names.add(class_name)
-            seen = {_identity(parent) for parent in (self.root, folder.parent)}
+            self.class_names.add(class_name := composed(name))
+            seen = {*classes.values()} - {classes[name]} | {_identity(self.root), _identity(folder.parent)}
             waiting = [folder]
             while waiting:
                 current = waiting.pop()
                 try:
                     if _identity(current) in seen:
-                        reason = "a link to a folder already read"
+                        reason = "a link to a folder read elsewhere"
                         self.set_aside.append(SetAside(self._relative(current) + "/", reason))
                         continue
                     seen.add(_identity(current))
