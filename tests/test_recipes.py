@@ -107,6 +107,7 @@ def test_each_seed_and_strategy_has_its_own_place_in_the_run_folder(data, tmp_pa
         found = transfer(data, backbone, strategy="head", augment=None, seed=seed, settings=settings)
         rows.setdefault(seed, []).append(found.history.rows)
     assert rows[0][0] == rows[0][1] != rows[1][0]
+    assert found.history.seconds["head"] > sum(row["seconds"] for row in rows[0][1])  # those of before count
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.npz")} == {
         "head 0/head.npz", "head 1/head.npz",
     }  # fmt: skip

@@ -194,6 +194,7 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
     call["batches"] = [num_batches, held_out and count_batches(validation)]
     checkpoint = Checkpoint(model, phase, call, patience=settings.patience, folder=settings.run_folder)
     checkpoint.load()
+    seconds_before = sum(row["seconds"] for row in checkpoint.rows)
     if phase != "head" and not trainable_layers(model):
         raise ValueError("The backbone is frozen as a whole: call unfreeze_top(model, stages=1) before fine_tune.")
     if checkpoint.done:
@@ -258,7 +259,7 @@ def _train(phase, model, train, validation, epochs, learning_rate, settings) -> 
         log.warning("%s: the loss became infinite and training stopped. Is the learning rate too high?", phase)
     elif kept == 0:
         log.warning("%s: nothing was better on validation data than the state before it, which was put back.", phase)
-    seconds = time.perf_counter() - started
+    seconds = seconds_before + time.perf_counter() - started
     return History(checkpoint.rows, {phase: report}, {phase: kept}, {phase: seconds}, {phase: checkpoint.share})
 
 
