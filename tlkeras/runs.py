@@ -34,7 +34,7 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     Raises:
         ValueError: If `out` exists and may not be replaced, or `OUT.partial` was started with other arguments.
     """
-    from tlkeras.artifact import replace_folder, save_artifact
+    from tlkeras.artifact import NUM_GOLDEN, replace_folder, save_artifact
     from tlkeras.evaluation import evaluate
     from tlkeras.predictions import open_test, predict
     from tlkeras.recipes import transfer
@@ -96,11 +96,14 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
     result.history.to_csv(partial / "history.csv")
     write_manifest(data, partial / "split.csv")
     draw_figures(partial, data, result, held_out, found)
+    shown = data.index["validation"]
+    if len(shown) < NUM_GOLDEN:
+        shown = np.concatenate([shown, data.index["train"]])
     save_artifact(
         partial / MODEL_FOLDER,
         result.model,
         class_names=data.class_names,
-        examples=data.pixels.read(_examples(data)),
+        examples=data.pixels.read(shown[:: max(1, len(shown) // NUM_GOLDEN)]),  # validation is sorted by class
         manifest=partial / "split.csv",
         extra={"validation": metrics["validation"]},
     )
@@ -113,13 +116,6 @@ def fit_folder(arguments: dict, out: Path, *, overwrite: bool = False) -> dict:
         (partial / note).unlink(missing_ok=True)
     replace_folder(partial, out)
     return metrics
-
-
-def _examples(data) -> np.ndarray:
-    """Eight pictures to be asked for again: spread over validation, which is sorted; few need those of training."""
-    held_out = data.index["validation"]
-    places = held_out if len(held_out) >= 8 else np.concatenate([held_out, data.index["train"]])
-    return places[np.unique(np.linspace(0, len(places) - 1, 8).round().astype(int))]
 
 
 def load_run(folder: Path):

@@ -32,7 +32,7 @@ EMBEDDED_NAME, EMBEDDED_ALPHA = "MobileNetV2", 0.35
 EMBEDDED_FILE = Path(__file__).parent / "embedded.npz"
 _PROBE_SECONDS = 5  # a name server that never answers ignores socket timeouts, so the probe has its own clock
 _ONE_AT_A_TIME = threading.Lock()  # the timeout is the whole process's
-MOST_BYTES = 200  # a file may hold a weight: a classifier of which ours is a tenth, with its optimizer's state
+MOST_BYTES = 200  # in a file, for each weight of the net: it may be a tenth of what is saved, optimizer and all
 _STALL_SECONDS = 30  # a download that says nothing for so long has failed
 
 
